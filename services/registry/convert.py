@@ -1,4 +1,4 @@
-"""Message <-> domain, in pairs. Names and enums are parsed here; what they may say together is the core's business."""
+"""Message <-> domain, in pairs. Names and enums are parsed here; what they may say is the core's business."""
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
@@ -185,7 +185,7 @@ def event_to_proto(event: Event) -> pb.WatchModelsResponse:
 
 
 def model_fields(message: pb.Model, mask: FieldMask) -> Collection[str]:
-    """The fields that an update is about: those of the mask, or, if it is empty, all changeable ones that are set."""
+    """The fields that an update is about: those of the mask; if it is empty, those that are set."""
     return mask.paths or _set_fields(message, MODEL_FIELDS)
 
 

@@ -221,7 +221,7 @@ class SqlRecords:
         self._session.execute(delete(t.requests).where(too_old))
 
     def _last_change(self) -> int:
-        return self._session.scalars(select(t.changes.c.last)).one()
+        return int(self._session.scalars(select(t.changes.c.last)).one())
 
     def _version_row(self, model_id: str, version_id: str) -> RowMapping | None:
         query = select(t.versions).filter_by(model_id=model_id, id=version_id)
@@ -258,9 +258,8 @@ class SqlRecords:
     def _save_sources(self, model_id: str, version_id: str, source: str) -> None:
         key = {"model_id": model_id, "version_id": version_id}
         self._session.execute(delete(t.sources).filter_by(**key))
-        self._insert(
-            t.sources, [key | {"reference_hash": rows.hash_of(form)} for form in source_forms(source)]
-        )
+        hashes = [rows.hash_of(form) for form in source_forms(source)]
+        self._insert(t.sources, [key | {"reference_hash": each} for each in hashes])
 
     def _insert(self, table: Table, values: Sequence[rows.Row]) -> None:
         if values:

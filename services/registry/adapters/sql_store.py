@@ -45,8 +45,8 @@ class SqlStore:
         """Run `work` as the only writer."""
 
         def alone(session: Session) -> T:
-            # One writer at a time in the whole house: rules read before they write, and numbers of changes become
-            # visible in order. SQLite has taken its lock with the transaction.
+            # One writer at a time in the whole house: rules read before they write, and numbers of changes
+            # become visible in order. SQLite has taken its lock with the transaction.
             session.execute(select(tables.changes.c.last).with_for_update())
             return work(self._records(session))
 

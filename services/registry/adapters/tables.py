@@ -1,4 +1,4 @@
-"""The tables. What is listed or filtered by has a column; labels and languages, which are only shown, are JSON."""
+"""The tables. What is searched or filtered by has a column; labels and languages, only shown, are JSON."""
 
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -46,9 +46,11 @@ class Named(TypeDecorator[E], Generic[E]):
         self.enum = enum
 
     def process_bind_param(self, value: E | None, dialect: Dialect) -> str | None:
+        """To the driver."""
         return None if value is None else value.name
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> E | None:
+        """From the driver."""
         return None if value is None else self.enum[value]
 
 
@@ -59,9 +61,11 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the driver."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the driver."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -205,7 +209,7 @@ requests = Table(
 changes = Table(
     "changes",
     metadata,
-    # One row: the number of the last change. Whoever writes holds it, so changes become visible in their order.
+    # One row: the number of the last change. Whoever writes holds it: changes become visible in order.
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("last", BigInteger, nullable=False),
 )

@@ -67,7 +67,7 @@ class Catalog:
         return await self._store.read(lambda records: resolve(records, reference))
 
     async def create_version(self, draft: Version, *, request_id: str = "") -> Version:
-        """Record a version. Raises InvalidArgument, ModelNotFound, VersionExists, ModelNotAvailable for its base."""
+        """Record a version. Raises InvalidArgument, ModelNotFound, VersionExists, ModelNotAvailable."""
         parse_id(draft.id, field="version_id")
         rules.check_request_id(request_id)
         draft = rules.check_version(draft)
@@ -83,7 +83,7 @@ class Catalog:
         )
 
     async def list_versions(self, model_id: str | None, *, after_serial: int, limit: int) -> Page[Version]:
-        """Versions in the order of their creation; of all models if model_id is None. Raises ModelNotFound."""
+        """Versions by their creation; of all models if model_id is None. Raises ModelNotFound."""
 
         def work(records: Records) -> Page[Version]:
             if model_id is not None:
@@ -110,7 +110,7 @@ class Catalog:
         )
 
     async def create_artifact(self, model_id: str, version_id: str, draft: Artifact) -> Version:
-        """Record a derived form. Raises InvalidArgument, VersionNotFound, AlreadyExists, ResourceExhausted."""
+        """Record a derived form. Raises InvalidArgument, VersionNotFound, AlreadyExists."""
         rules.check_artifact(draft)
         return await self._write(
             lambda records: version_changes.create_artifact(records, model_id, version_id, draft, self._now())

@@ -95,7 +95,7 @@ def check_etag(given: str, current: str, name: str) -> None:
 
 
 def repeats(records: Records, request: RequestRecord) -> bool:
-    """Whether the request was carried out already. Raises InvalidArgument if another one was, under its id."""
+    """Whether the request was carried out already. Raises InvalidArgument if another has its id."""
     done = records.request(request.request_id) if request.request_id else None
     if done is None:
         return False

@@ -98,7 +98,7 @@ class Records(Protocol):
         """Events with higher numbers, in order."""
 
     def kept_events(self) -> tuple[int, int]:
-        """(number of the oldest event that is kept, number of the last change); the first is higher if none is."""
+        """(number of the oldest event, number of the last change); the first is one more if none is kept."""
 
     def request(self, request_id: str) -> RequestRecord | None:
         """The request that was carried out under that id, if it is still known."""
@@ -114,4 +114,4 @@ class ModelStore(Protocol):
         """Run `work` on one consistent view. Raises Unavailable."""
 
     async def write(self, work: Callable[[Records], T]) -> T:
-        """Run `work`; keep all of its changes once it returns, none if it raises. Raises Unavailable, DiskFull."""
+        """Run `work`; keep its changes if it returns, none if it raises. Raises Unavailable, DiskFull."""

@@ -1,4 +1,4 @@
-"""What a name means: `smollm2`, `smollm2:my-adapter`, an alias, a resource name, or where the model came from."""
+"""What a name means: `smollm2`, `smollm2:my-adapter`, an alias, a resource name, or where it came from."""
 
 from services.kit.errors import ModelNotAvailable, ModelNotFound, VersionNotFound
 from services.kit.names import ModelRef, ServedName, parse_model_name, parse_version_name
@@ -9,7 +9,10 @@ FIELD = "reference"
 
 
 def resolve(records: Records, reference: str) -> Resolution:
-    """The model, and the version to load. Raises InvalidReference, ModelNotFound, VersionNotFound, ModelNotAvailable."""
+    """The model and the version to load.
+
+    Raises InvalidReference, ModelNotFound, VersionNotFound, ModelNotAvailable.
+    """
     model_id, version_id = _find(records, reference)
     model = records.model(model_id)
     if model is None:
@@ -17,7 +20,7 @@ def resolve(records: Records, reference: str) -> Resolution:
     version_id = version_id or model.default_version_id
     if not version_id:
         raise ModelNotAvailable(
-            f"model '{model.id}' has no version that can be used yet; wait for its download, or pull it again",
+            f"model '{model.id}' has no version yet; wait for its download, or pull it again",
             metadata={"model": model.id},
         )
     version = _servable(records, model, version_id)
@@ -46,7 +49,7 @@ def _find_served(records: Records, name: ServedName, reference: str) -> tuple[st
 
 
 def _find_source(records: Records, ref: ModelRef, reference: str) -> tuple[str, str]:
-    """A pinned source means the version that was pulled from it; one that is not, what its model serves now."""
+    """A pinned source means the version pulled from it; one that is not, what its model serves now."""
     versions = records.versions_from(str(ref))
     if versions:
         model_id, version_id = versions[0]

@@ -1,4 +1,4 @@
-"""What may be recorded: limits and grammar, each violation named by its field's path in the request. Pure functions."""
+"""What may be recorded: limits and grammar, each violation named by its field's path. Pure functions."""
 
 import hashlib
 import re
@@ -201,7 +201,7 @@ def _path_fault(path: str) -> str | None:
 
 
 def _check_paths_differ(paths: Sequence[str], field: str) -> None:
-    """No two may fall on each other where case or composition of characters is not told apart, as on macOS."""
+    """No two may be one where case or composition of characters is not told apart, as on macOS."""
     seen: set[str] = set()
     keys = [unicodedata.normalize("NFC", path).casefold() for path in paths]
     for index, key in enumerate(keys):
@@ -249,7 +249,8 @@ def check_mask(fields: Iterable[str], allowed: frozenset[str]) -> None:
     ]
     if violations:
         raise InvalidArgument(
-            f"update_mask: {', '.join(v.description for v in violations)}; these can: {', '.join(sorted(allowed))}",
+            f"update_mask: {', '.join(each.description for each in violations)};"
+            f" these can: {', '.join(sorted(allowed))}",
             violations=violations,
         )
 
@@ -265,7 +266,7 @@ def fingerprint(asked: Model | Version) -> str:
 
 
 def source_forms(source: str) -> tuple[str, ...]:
-    """How a source may be asked for: in its one spelling, and without its pinned revision. Empty if it is none."""
+    """How a source may be asked for: in its one spelling, and without its revision. Empty if it is none."""
     try:
         ref = ModelRef.parse(source)
     except InvalidReference:

@@ -49,7 +49,7 @@ def update_version(records: Records, draft: Version, fields: Collection[str], no
 def create_artifact(
     records: Records, model_id: str, version_id: str, draft: Artifact, now: datetime
 ) -> Version:
-    """Record a derived form. The same once more changes nothing. Raises AlreadyExists if it has other files."""
+    """Record a derived form. The same once more changes nothing; other files raise AlreadyExists."""
     version = existing_version(records, model_id, version_id)
     for artifact in version.artifacts:
         if artifact.id == draft.id:

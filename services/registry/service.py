@@ -1,14 +1,11 @@
 """Wiring: settings -> store -> catalogue -> servicer. The only file that knows all of them."""
 
-import asyncio
-from contextlib import suppress
-
 import grpc
 
 from lares.registry.v1 import registry_pb2 as pb
 from lares.registry.v1 import registry_pb2_grpc as rpc
 from services.kit.database import database_url
-from services.kit.server import Host
+from services.kit.host import Host
 from services.registry.adapters.sql_store import SqlStore
 from services.registry.core.catalog import Catalog
 from services.registry.core.watch import Wakeup, Watcher
@@ -34,10 +31,8 @@ class RegistryService:
         self._store = SqlStore(url, kept_events=settings.kept_events)
         wakeup = Wakeup()
         poll_s = None if url.get_backend_name() == "sqlite" else _POLL_S
-        self._watcher = Watcher(self._store, wakeup, poll_s=poll_s)
-        self._servicer = RegistryServicer(Catalog(self._store, wakeup), self._watcher)
-        self._draining = host.draining
-        self._drain: asyncio.Task[None] | None = None
+        watcher = Watcher(self._store, wakeup, poll_s=poll_s)
+        self._servicer = RegistryServicer(host, Catalog(self._store, wakeup), watcher)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Put the RPCs on a server."""
@@ -46,16 +41,7 @@ class RegistryService:
     async def start(self) -> None:
         """Open the database. Raises Unavailable, DiskFull, DataLoss."""
         await self._store.open()
-        self._drain = asyncio.create_task(self._end_watches())
 
     async def stop(self) -> None:
         """Close the database, once what is under way has ended."""
-        if self._drain is not None:
-            self._drain.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._drain
         await self._store.close()
-
-    async def _end_watches(self) -> None:
-        await self._draining.wait()
-        self._watcher.drain()

@@ -8,6 +8,7 @@ import grpc
 
 from lares.registry.v1 import registry_pb2 as pb
 from lares.registry.v1 import registry_pb2_grpc as rpc
+from services.kit.host import Host
 from services.kit.names import parse_model_name, parse_version_name
 from services.kit.paging import decode_cursor, encode_cursor, page_size
 from services.registry import convert
@@ -20,7 +21,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RegistryServicer(rpc.RegistryServiceServicer):
     """Translates, no more: rules are in the core, and errors become statuses in the kit's interceptor."""
 
-    def __init__(self, catalog: Catalog, watcher: Watcher) -> None:
+    def __init__(self, host: Host, catalog: Catalog, watcher: Watcher) -> None:
+        self._host = host
         self._catalog = catalog
         self._watcher = watcher
 
@@ -73,7 +75,8 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         """Stream changes."""
         models = convert.filter_from_proto(request.filter)
         asked = request.after_sequence if request.HasField("after_sequence") else None
-        async with aclosing(self._watcher.watch(models, after_sequence=asked)) as events:
+        events = self._host.until_draining(self._watcher.watch(models, after_sequence=asked))
+        async with aclosing(events):
             async for event in events:
                 yield convert.event_to_proto(event)
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from services.kit.errors import SequenceExpired, ServiceDraining
+from services.kit.errors import SequenceExpired
 from services.registry.core.models import Event, ModelFilter
 from services.registry.core.ports import ModelStore, Records
 from services.registry.core.rules import check_filter
@@ -39,18 +39,12 @@ class Watcher:
         self._store = store
         self._wakeup = wakeup
         self._poll_s = poll_s
-        self._draining = False
-
-    def drain(self) -> None:
-        """End all watches with ServiceDraining."""
-        self._draining = True
-        self._wakeup.wake()
 
     async def watch(self, models: ModelFilter, *, after_sequence: int | None) -> AsyncGenerator[Event, None]:
         """Events of these models with higher numbers, without end. None: from now on; 0: all that are kept.
 
         Raises InvalidArgument for the filter, SequenceExpired if the number is not kept or the caller falls
-        behind what is, ServiceDraining when the service goes down.
+        behind what is.
         """
         check_filter(models)
         sequence = await self._store.read(partial(_start, after_sequence=after_sequence))
@@ -58,17 +52,11 @@ class Watcher:
             ticket = self._wakeup.ticket()
             events = await self._store.read(partial(_page, after=sequence))
             for event in events:
-                self._check_serving()
                 sequence = event.sequence
                 if models.takes(event.model):
                     yield event
-            self._check_serving()
             if len(events) < _PAGE_EVENTS:
                 await self._wait(ticket)
-
-    def _check_serving(self) -> None:
-        if self._draining:
-            raise ServiceDraining("the registry is going down; watch again, after the last sequence you saw")
 
     async def _wait(self, ticket: asyncio.Event) -> None:
         try:

@@ -1,0 +1,1 @@
+"""The five Lares services and the kit they share."""

@@ -75,14 +75,16 @@ $(RUNTIME): requirements.lock pyproject.toml
 		{ echo "Lares needs Python 3.11 or newer; $(PYTHON) is not. Say which: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@rm -f $(RUNTIME) $(DEV)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --no-deps --require-hashes -r requirements.lock
+	@echo "Installing what requirements.lock names: a minute or two"
+	@$(PIP) install -qq --no-deps --require-hashes -r requirements.lock
 	@# After the lock, so that what torch needs is there in the locked version.
 	$(PIP) install $(TORCH)
-	$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(DEV): $(RUNTIME) requirements-dev.lock
-	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	@echo "Installing what requirements-dev.lock adds"
+	@$(PIP) install -qq --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
 
 $(NODE): tests/e2e/node/package-lock.json

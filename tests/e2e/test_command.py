@@ -87,7 +87,6 @@ def test_interrupted_pull_goes_on_after_a_kill_of_everything(new_house: Callable
 def test_second_start_is_ready_within_15_seconds_and_answers(
     new_house: Callable[..., House], house: House
 ) -> None:
-    """The bar of the founding issue, with the machine's noise in it: a start that costs minutes would be a bug, not noise."""
     second = new_house(LARES_CLI_STARTER="")
     second.start()
     assert second.stop() == 0

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,19 +20,20 @@ TWO_COMMANDS = ["make up\n", "make test\n"]
 
 
 def in_language(name: str) -> str:
-    (code,) = (code for language, code in BLOCKS if language == name)
-    return code
+    codes: list[str] = [code for language, code in BLOCKS if language == name]
+    assert len(codes) == 1
+    return codes[0]
 
 
 @pytest.fixture(scope="module")
 def workshop(
     house: House, lessons: Path, librivox: list[tuple[Path, str]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+) -> Path:
     """A folder with the files that the README's commands are given."""
     folder = tmp_path_factory.mktemp("workshop")
     shutil.copy(lessons, folder / "lessons.jsonl")
     shutil.copy(librivox[0][0], folder / "speech.wav")
-    yield folder
+    return folder
 
 
 def shell(command: str, house: House, folder: Path) -> str:
@@ -89,9 +89,8 @@ def test_make_up_serves_and_ends_at_ctrl_c(tmp_path: Path, house: House) -> None
         assert process.stdout is not None
         ready = next(line for line in process.stdout if line.startswith("lares ready"))
         assert re.fullmatch(r"lares ready http=127\.0\.0\.1:\d+ grpc=127\.0\.0\.1:\d+\n", ready)
-        assert re.sub(r":\d+", ":0", ready) == re.sub(
-            r":\d+", ":0", re.search(r"^lares ready .*\n", README, re.MULTILINE)[0]
-        )
+        shown = re.findall(r"^lares ready .*\n", README, re.MULTILINE)
+        assert [re.sub(r":\d+", ":0", line) for line in shown] == [re.sub(r":\d+", ":0", ready)]
         os.killpg(process.pid, signal.SIGINT)  # As the terminal does: everything in the foreground gets it.
         process.wait(60)
     finally:

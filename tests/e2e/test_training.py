@@ -1,4 +1,4 @@
-"""A model learns from a real instruction file, and what it learned answers at once: over gRPC, over HTTP, by command."""
+"""A model learns from a real instruction file, and what it learned answers at once: over gRPC, HTTP, by command."""
 
 import json
 import time

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
+import grpc.aio
 import pytest
 
 LARES = shutil.which("lares", path=str(Path(sys.executable).parent)) or "lares"
@@ -102,7 +102,9 @@ class House:
         """Where its OpenAI API is."""
         return f"http://{self.http}/v1"
 
-    def lares(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout_s: float = 300) -> Any:
+    def lares(
+        self, *arguments: str, stdin: str | None = None, check: bool = True, timeout_s: float = 300
+    ) -> Any:
         """Run the command against it. Returns the completed process."""
         done = subprocess.run(
             [LARES, *arguments, f"--home={self.home}", f"--http={self.http}", f"--grpc={self.grpc}"],
@@ -113,7 +115,9 @@ class House:
             check=False,
         )
         if check and done.returncode:
-            raise AssertionError(f"lares {' '.join(arguments)} -> {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.tail()}")
+            raise AssertionError(
+                f"lares {' '.join(arguments)} -> {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.tail()}"
+            )
         return done
 
     def json(self, *arguments: str, timeout_s: float = 300) -> Any:
@@ -125,9 +129,9 @@ class House:
         self.lares("pull", name)
         return name
 
-    def channel(self) -> grpc.Channel:
-        """A gRPC channel to it."""
-        return grpc.insecure_channel(self.grpc)
+    def channel(self) -> grpc.aio.Channel:
+        """A gRPC channel to it, for `async with`."""
+        return grpc.aio.insecure_channel(self.grpc)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     if request.param == "sqlite":
         return database_url("", tmp_path / "registry.db")
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create_database()
+    return server.create_schema()
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ async def test_no_update_under_an_etag_is_lost(replicas: list[SqlStore]) -> None
 
 
 async def test_a_watcher_sees_what_another_replica_wrote(postgres: PostgresServer) -> None:
-    url = postgres.create_database()
+    url = postgres.create_schema()
     here, there = SqlStore(url), SqlStore(url)
     await here.open()
     await there.open()
@@ -168,7 +168,7 @@ async def test_a_watcher_sees_what_another_replica_wrote(postgres: PostgresServe
 
 
 async def test_a_restart_of_postgresql_is_unavailable_and_then_forgotten(postgres: PostgresServer) -> None:
-    store = SqlStore(postgres.create_database())
+    store = SqlStore(postgres.create_schema())
     await store.open()
     catalog = Catalog(store, Wakeup())
     await catalog.create_model(MODEL)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import pytest
+from grpc.aio import Channel, insecure_channel
 
 LARES = shutil.which("lares", path=str(Path(sys.executable).parent)) or "lares"
 FIRST_RUN_S = 600.0
@@ -129,9 +129,9 @@ class House:
         self.lares("pull", name)
         return name
 
-    def channel(self) -> grpc.aio.Channel:
+    def channel(self) -> Channel:
         """A gRPC channel to it, for `async with`."""
-        return grpc.aio.insecure_channel(self.grpc)
+        return insecure_channel(self.grpc)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,11 @@ _SECRET = re.compile(
     r"(?i)(password|passwd|secret|api_?key|authorization|cookie|credential|access_?token|bearer)"
 )
 
+# No locals in tracebacks: they hold prompts and keys.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure_logging(level: str = "info", log_format: str = "console") -> None:
     """Set up structlog and the standard library's logging to come out alike. Safe to call again."""
@@ -46,9 +51,8 @@ def configure_logging(level: str = "info", log_format: str = "console") -> None:
     )
     as_json = log_format == "json"
     renderer: list[Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        [_TRACEBACKS, structlog.processors.JSONRenderer(ensure_ascii=False)]
         if as_json
-        # No locals in tracebacks: they hold prompts and keys.
         else [
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
@@ -70,14 +74,14 @@ def configure_logging(level: str = "info", log_format: str = "console") -> None:
 
 
 def add_request_id(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Structlog processor: say which request a line belongs to."""
+    """Add the request id to a line. A structlog processor."""
     if (bound := context.request_id.get()) and "request_id" not in event:
         event["request_id"] = bound
     return event
 
 
 def mask_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Structlog processor: no value of a key that names a secret, however deep in dicts and lists."""
+    """Mask the values of keys that name a secret, however deep in dicts and lists. A structlog processor."""
     return {key: _masked(key, value) for key, value in event.items()}
 
 

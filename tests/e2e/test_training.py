@@ -67,7 +67,8 @@ async def test_lora_job_over_grpc_streams_its_progress(house: House, lessons: Pa
         )
         job = (await trainer.CreateJob(pb.CreateJobRequest(job=asked), timeout=60)).job
         events = [
-            response.event for response in trainer.WatchJob(pb.WatchJobRequest(name=job.name), timeout=300)
+            response.event
+            async for response in trainer.WatchJob(pb.WatchJobRequest(name=job.name), timeout=300)
         ]
         job = (await trainer.GetJob(pb.GetJobRequest(name=job.name), timeout=60)).job
     assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure

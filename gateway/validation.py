@@ -33,7 +33,9 @@ def validate(data: dict[str, Any], model: type[M], *, strict: bool) -> M:
     try:
         return model.model_validate(data, strict=strict)
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False, include_context=False, include_input=False), data) from None
+        raise _explain(
+            error.errors(include_url=False, include_context=False, include_input=False), data
+        ) from None
 
 
 def _explain(problems: list[ErrorDetails], data: dict[str, Any]) -> InvalidArgument:

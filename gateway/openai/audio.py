@@ -24,7 +24,9 @@ class TranslationForm(RequestModel):
 class TranscriptionForm(TranslationForm):
     """The fields of POST /v1/audio/transcriptions beside `file`."""
 
-    language: Annotated[str, StringConstraints(pattern=r"^([A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)?$")] | None = None
+    language: Annotated[str, StringConstraints(pattern=r"^([A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)?$")] | None = (
+        None
+    )
     stream: bool = False
     granularities: Annotated[
         list[Literal["word", "segment"]], Field(alias="timestamp_granularities[]", max_length=2)
@@ -158,7 +160,9 @@ class TranscriptCollector:
             case "verbose_json":
                 return self._verbose().model_dump_json(exclude_none=True), "application/json"
             case _:
-                return Transcription(text=self.text, usage=self._usage()).model_dump_json(), "application/json"
+                return Transcription(
+                    text=self.text, usage=self._usage()
+                ).model_dump_json(), "application/json"
 
     def _usage(self) -> DurationUsage:
         return DurationUsage(seconds=self._duration_s)

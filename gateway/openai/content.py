@@ -61,7 +61,8 @@ def part_to_proto(part: TextPart | ImagePart | AudioPart, *, field: str) -> pb.C
             found = _DATA_URL.match(part.image_url.url)
             if found is None:
                 raise InvalidArgument.at(
-                    f"{field}.image_url.url", "must be data:image/...;base64,...: Lares fetches nothing from the web"
+                    f"{field}.image_url.url",
+                    "must be data:image/...;base64,...: Lares fetches nothing from the web",
                 )
             data = _decode(part.image_url.url[found.end() :], f"{field}.image_url.url")
             return pb.ContentPart(image=pb.Image(data=data, media_type=found[1].lower()))

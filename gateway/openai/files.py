@@ -61,9 +61,13 @@ def file_id(dataset_name: str) -> str:
 def dataset_name(file: str) -> str:
     """`file-x` -> `datasets/x`. Raises DatasetNotFound for what is no id of a file."""
     try:
-        return names.resource_name("datasets/{dataset}", file.removeprefix(_PREFIX) if file.startswith(_PREFIX) else "")
+        return names.resource_name(
+            "datasets/{dataset}", file.removeprefix(_PREFIX) if file.startswith(_PREFIX) else ""
+        )
     except InvalidReference:
-        raise DatasetNotFound(f"there is no file '{file[:80]}'; GET /v1/files lists those there are") from None
+        raise DatasetNotFound(
+            f"there is no file '{file[:80]}'; GET /v1/files lists those there are"
+        ) from None
 
 
 def file_from_proto(dataset: pb.Dataset) -> FileObject:

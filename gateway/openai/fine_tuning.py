@@ -88,7 +88,9 @@ def request_to_proto(request: JobRequest, *, request_id: str) -> pb.CreateJobReq
 
 def _hyperparameters_to_proto(request: JobRequest, own: TrainerOptions) -> pb.Hyperparameters:
     supervised = request.method.supervised if request.method else None
-    chosen = (supervised.hyperparameters if supervised else None) or request.hyperparameters or Hyperparameters()
+    chosen = (
+        (supervised.hyperparameters if supervised else None) or request.hyperparameters or Hyperparameters()
+    )
     multiplier = _unless_auto(chosen.learning_rate_multiplier)
     batch_size = _unless_auto(chosen.batch_size)
     return pb.Hyperparameters(

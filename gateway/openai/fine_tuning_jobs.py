@@ -75,7 +75,7 @@ class JobObject(Identified):
     estimated_finish: int | None
     fine_tuned_model: str | None
     organization_id: str = "lares"
-    result_files: list[str] = []
+    result_files: tuple[str, ...] = ()
     status: Status
     training_file: str
     validation_file: str | None
@@ -84,7 +84,7 @@ class JobObject(Identified):
     seed: int
     trained_tokens: int | None
     error: JobError | None
-    integrations: list[str] = []
+    integrations: tuple[str, ...] = ()
     metadata: dict[str, str]
     lares: JobDetails
 
@@ -155,11 +155,13 @@ def job_name(job: str) -> str:
     try:
         return names.resource_name("jobs/{job}", job.removeprefix(_PREFIX) if job.startswith(_PREFIX) else "")
     except InvalidReference:
-        raise JobNotFound(f"there is no job '{job[:80]}'; GET /v1/fine_tuning/jobs lists those there are") from None
+        raise JobNotFound(
+            f"there is no job '{job[:80]}'; GET /v1/fine_tuning/jobs lists those there are"
+        ) from None
 
 
-def job_from_proto(job: pb.Job) -> JobObject:
-    """A job as OpenAI shapes it."""
+def job_from_proto(job: pb.Job, *, now_s: float) -> JobObject:
+    """A job as OpenAI shapes it. now_s: Unix seconds, from which its end is estimated."""
     hyperparameters = _hyperparameters_from_proto(job.hyperparameters)
     progress = job.progress
     return JobObject(
@@ -167,7 +169,7 @@ def job_from_proto(job: pb.Job) -> JobObject:
         model=job.base_model,
         created_at=job.create_time.seconds,
         finished_at=job.end_time.seconds if job.HasField("end_time") else None,
-        estimated_finish=_estimated_finish(job),
+        estimated_finish=_estimated_finish(job, now_s),
         fine_tuned_model=job.served_name or None,
         status=_STATUSES.get(job.state, "validating_files"),
         training_file=file_id(job.dataset),
@@ -190,22 +192,19 @@ def job_from_proto(job: pb.Job) -> JobObject:
     )
 
 
-def _estimated_finish(job: pb.Job) -> int | None:
-    """Unix seconds; told while the job runs and its speed is known."""
-    if job.state != pb.JOB_STATE_RUNNING or not job.progress.HasField("eta") or not job.HasField("start_time"):
+def _estimated_finish(job: pb.Job, now_s: float) -> int | None:
+    if job.state != pb.JOB_STATE_RUNNING or not job.progress.HasField("eta"):
         return None
-    done, total = job.progress.step, job.progress.total_steps
-    if not done or total <= done:
-        return None
-    # The rest takes `eta`, so what is done took eta * done / (total - done).
-    return round(job.start_time.seconds + job.progress.eta.seconds * total / (total - done))
+    return round(now_s + job.progress.eta.seconds)
 
 
 def _hyperparameters_from_proto(chosen: pb.Hyperparameters) -> JobHyperparameters:
     return JobHyperparameters(
         n_epochs=chosen.num_epochs if chosen.HasField("num_epochs") else "auto",
         batch_size=chosen.batch_size if chosen.HasField("batch_size") else "auto",
-        learning_rate_multiplier=multiplier_of(chosen.learning_rate) if chosen.HasField("learning_rate") else "auto",
+        learning_rate_multiplier=multiplier_of(chosen.learning_rate)
+        if chosen.HasField("learning_rate")
+        else "auto",
     )
 
 
@@ -240,4 +239,14 @@ def checkpoint_from_proto(checkpoint: pb.Checkpoint, *, job: str) -> JobCheckpoi
         fine_tuning_job_id=job,
         step_number=checkpoint.step,
         metrics=CheckpointMetrics(step=checkpoint.step, train_loss=checkpoint.loss),
+    )
+
+
+def checkpoint_list(checkpoints: list[JobCheckpoint], has_more: bool) -> JobCheckpointList:
+    """A page as OpenAI shapes it."""
+    return JobCheckpointList(
+        data=checkpoints,
+        first_id=checkpoints[0].id if checkpoints else None,
+        last_id=checkpoints[-1].id if checkpoints else None,
+        has_more=has_more,
     )

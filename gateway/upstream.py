@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
-from grpc.aio._typing import EOFType
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lares.inference.v1.inference_pb2_grpc import InferenceServiceStub
@@ -99,7 +98,7 @@ async def _read(call: Call[T]) -> T | None:
     except BaseException:
         call.cancel()
         raise
-    return None if isinstance(message, EOFType) else message
+    return None if message is grpc.aio.EOF else cast(T, message)
 
 
 async def merged(streams: list[EventStream[T]]) -> AsyncGenerator[tuple[int, T], None]:

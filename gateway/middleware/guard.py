@@ -1,4 +1,4 @@
-"""Host and Origin: a page in a browser must not reach this machine's models by a name that it controls (DNS rebinding)."""
+"""Host and Origin: no page in a browser reaches this machine's models by a name that it controls (DNS rebinding)."""
 
 import ipaddress
 from urllib.parse import urlsplit

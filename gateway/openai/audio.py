@@ -29,14 +29,14 @@ class TranscriptionForm(TranslationForm):
     )
     stream: bool = False
     granularities: Annotated[
-        list[Literal["word", "segment"]], Field(alias="timestamp_granularities[]", max_length=2)
-    ] = []
+        tuple[Literal["word", "segment"], ...], Field(alias="timestamp_granularities[]", max_length=2)
+    ] = ()
     include: Annotated[Any, Field(alias="include[]"), Only()] = None
     chunking_strategy: Annotated[Any, Only("auto")] = None
 
     @field_validator("granularities")
     @classmethod
-    def _needs_verbose_json(cls, value: list[str], info: ValidationInfo) -> list[str]:
+    def _needs_verbose_json(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if value and info.data.get("response_format") != "verbose_json":
             raise ValueError("needs response_format verbose_json")
         return value
@@ -168,7 +168,7 @@ class TranscriptCollector:
         return DurationUsage(seconds=self._duration_s)
 
     def _verbose(self) -> VerboseTranscription:
-        granularities = self._form.granularities if isinstance(self._form, TranscriptionForm) else []
+        granularities = self._form.granularities if isinstance(self._form, TranscriptionForm) else ()
         words = [
             TranscriptionWord(word=word.text, start=seconds(word.start_offset), end=seconds(word.end_offset))
             for segment in self._segments
@@ -181,7 +181,7 @@ class TranscriptCollector:
             language=self._started.language,
             duration=self._duration_s,
             words=words if "word" in granularities else None,
-            segments=[self._segment(s) for s in self._segments] if granularities != ["word"] else None,
+            segments=[self._segment(s) for s in self._segments] if granularities != ("word",) else None,
         )
 
     def _segment(self, segment: pb.Segment) -> TranscriptionSegment:

@@ -100,7 +100,7 @@ class JsonSchemaFormat(RequestModel):
 
     name: FunctionName
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")] | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
 
 

@@ -70,7 +70,7 @@ class Deleted(ResponseModel):
 
 
 class Only:
-    """Annotation of a field that OpenAI knows and Lares does not offer, except with these values, which change nothing."""
+    """Annotation of a field that OpenAI knows and Lares offers with these values only, which change nothing."""
 
     def __init__(self, *allowed: object) -> None:
         self._allowed = allowed

@@ -1,4 +1,4 @@
-"""Parts of a chat message: text, pictures and sound. Pictures come inside the request: nothing is fetched for a client."""
+"""Parts of a chat message: text, pictures and sound, all inside the request: nothing is fetched for a client."""
 
 import base64
 import binascii

@@ -1,5 +1,6 @@
 """The bodies of requests: JSON, and uploads, which go to disk and never whole into memory."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ class Upload:
     name: str
     size_bytes: int
     file: UploadFile
+
+    @property
+    def base_name(self) -> str:
+        """The name without folders or control characters, at most 255 characters."""
+        name = "".join(char for char in re.split(r"[/\\\\]", self.name)[-1] if char.isprintable())
+        return name[-255:] or "upload"
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The file in pieces of CHUNK_BYTES, from its beginning."""
@@ -99,7 +106,9 @@ class _CappedParser(MultiPartParser):
 def _require_media_type(request: Request, wanted: str) -> None:
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found != wanted:
-        raise HTTPException(415, f"content-type must be {wanted}" + (f", not '{found[:80]}'" if found else ""))
+        raise HTTPException(
+            415, f"content-type must be {wanted}" + (f", not '{found[:80]}'" if found else "")
+        )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise HTTPException(415, f"content-encoding '{encoding[:40]}' is not taken; send the body as it is")

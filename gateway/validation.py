@@ -33,7 +33,9 @@ def validate(data: dict[str, Any], model: type[M], *, strict: bool) -> M:
     try:
         return model.model_validate(data, strict=strict)
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False, include_context=False, include_input=False), data) from None
+        raise _explain(
+            error.errors(include_url=False, include_context=False, include_input=False), data
+        ) from None
 
 
 def _explain(problems: list[ErrorDetails], data: dict[str, Any]) -> InvalidArgument:
@@ -44,10 +46,16 @@ def _explain(problems: list[ErrorDetails], data: dict[str, Any]) -> InvalidArgum
         reason = reason.removeprefix("Input should be ").replace("Field required", "is required")
         if reason not in reasons.setdefault(path, []):
             reasons[path].append(reason)
-    violations = [FieldViolation(path, " or ".join(why)) for path, why in reasons.items()][:_MAX_VIOLATIONS]
+    # What is wrong deep inside says more than that the whole is none of the union's other members.
+    deepest = {path: why for path, why in reasons.items() if not any(_is_inside(other, path) for other in reasons)}
+    violations = [FieldViolation(path, " or ".join(why)) for path, why in deepest.items()][:_MAX_VIOLATIONS]
     message = "; ".join(f"{v.field or 'the body'}: {_readable(v.description)}" for v in violations)
     unsupported = any(problem["type"] == UNSUPPORTED for problem in problems)
     return (UnsupportedParameter if unsupported else InvalidArgument)(message, violations=violations)
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    return path != outer and path.startswith(outer) and (not outer or path[len(outer)] in ".[")
 
 
 def _readable(reason: str) -> str:

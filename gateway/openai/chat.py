@@ -100,7 +100,7 @@ class JsonSchemaFormat(RequestModel):
 
     name: FunctionName
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")] | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
 
 
@@ -190,7 +190,8 @@ def _message_to_proto(message: Message, index: int) -> pb.ChatMessage:
         content = [pb.ContentPart(text=message.content)]
     else:
         content = [
-            part_to_proto(part, field=f"messages[{index}].content[{i}]") for i, part in enumerate(message.content or ())
+            part_to_proto(part, field=f"messages[{index}].content[{i}]")
+            for i, part in enumerate(message.content or ())
         ]
     return pb.ChatMessage(
         role=_ROLES[message.role],
@@ -378,7 +379,9 @@ class ChatCollector:
                 self._usage = event.usage
             case "finished":
                 for finish in event.finished.choices:
-                    self._answers[finish.choice].finish_reason = common.FINISH_REASONS.get(finish.reason, "stop")
+                    self._answers[finish.choice].finish_reason = common.FINISH_REASONS.get(
+                        finish.reason, "stop"
+                    )
 
     def completion(self) -> ChatCompletion:
         """The answer, when every event is in."""

@@ -82,7 +82,8 @@ class ChatFrames:
     def opening(self) -> bytes:
         """What goes out when the request is admitted: each choice's role."""
         return b"".join(
-            self._chunk(choice, {"role": "assistant", "content": ""}) for choice in range(self._request.num_choices)
+            self._chunk(choice, {"role": "assistant", "content": ""})
+            for choice in range(self._request.num_choices)
         )
 
     def frames(self, generated: pb.GenerateResponse) -> bytes:
@@ -107,7 +108,9 @@ class ChatFrames:
             content = {"reasoning_content": delta.reasoning} | ({"content": delta.text} if delta.text else {})
         logprobs = None
         if delta.logprobs:
-            logprobs = ChoiceLogprobs(content=[logprob_to_openai(item) for item in delta.logprobs]).model_dump()
+            logprobs = ChoiceLogprobs(
+                content=[logprob_to_openai(item) for item in delta.logprobs]
+            ).model_dump()
         return self._chunk(delta.choice, content, logprobs=logprobs)
 
     def _tool_call(self, delta: pb.ToolCallDelta) -> bytes:

@@ -80,7 +80,9 @@ def response_from_proto(response: pb.EmbedResponse, request: EmbeddingRequest) -
     """The vectors as the request wants them."""
     encode = _to_base64 if request.encoding_format == "base64" else _to_list
     return EmbeddingList(
-        data=[EmbeddingItem(index=i, embedding=encode(vector)) for i, vector in enumerate(response.embeddings)],
+        data=[
+            EmbeddingItem(index=i, embedding=encode(vector)) for i, vector in enumerate(response.embeddings)
+        ],
         model=request.model,
         usage=EmbeddingUsage(
             prompt_tokens=response.usage.prompt_tokens, total_tokens=response.usage.prompt_tokens

@@ -1,0 +1,1 @@
+"""The `lares` command: a gRPC client, and the entry point that starts the services."""

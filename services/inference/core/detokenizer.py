@@ -8,6 +8,9 @@ REPLACEMENT: Final = "\ufffd"
 # Enough context for a tokenizer that writes a first token differently (sentencepiece drops its leading space).
 _NUM_CONTEXT_TOKENS: Final = 6
 
+# No character has more bytes than 4: tokens beyond this many without one are bytes that never become a character.
+_MAX_PENDING_TOKENS: Final = 8
+
 
 class Vocabulary(Protocol):
     """The tokens of a model, as text and as bytes."""
@@ -40,7 +43,9 @@ class IncrementalDetokenizer:
         """The next token. Returns the text that became certain with it, often empty."""
         self._window.append(token_id)
         text = self._vocabulary.decode(self._window)
-        if len(text) <= len(self._shown) or text.endswith(REPLACEMENT):
+        num_pending = len(self._window) - self._num_shown
+        is_whole = len(text) > len(self._shown) and not text.endswith(REPLACEMENT)
+        if not is_whole and num_pending < _MAX_PENDING_TOKENS:
             return ""
         new = text[len(self._shown) :]
         # Keep only the tokens of this piece as context for the next.

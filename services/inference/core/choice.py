@@ -41,7 +41,7 @@ class Choice:
         """Take the next token. Returns what can be shown now, if anything."""
         output = self.sequence.output
         output.append(picked.token_id)
-        may_stop = len(output) > self._min_tokens
+        may_stop = len(output) >= self._min_tokens
         if may_stop and picked.token_id in self._end_token_ids:
             return self._finish(FinishReason.STOP)
         self._keep_logprob(picked)

@@ -114,11 +114,11 @@ class StepLoop:
     def step(self) -> StepReport:
         """One step of everything: at most one token for each live sequence."""
         before = list(self._live)
-        admitted = self._admit()
-        if admitted:
-            self._take(admitted, self._engine.prefill([slot.choice.sequence for slot in admitted]))
         if before:
             self._take(before, self._engine.decode([slot.choice.sequence for slot in before]))
+        admitted = self._admit()  # Slots that this very step made free are taken again at once.
+        if admitted:
+            self._take(admitted, self._engine.prefill([slot.choice.sequence for slot in admitted]))
         return self._report([*before, *admitted])
 
     def uses_adapter(self, name: str) -> bool:

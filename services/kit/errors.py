@@ -27,7 +27,6 @@ Pure Python: cores, adapters and workers raise these; `status.py` translates.
     │   ├── JobFinished
     │   └── UnsupportedFormat      a file that Lares does not load, such as a pickle
     ├── EtagMismatch               somebody else changed it first
-    ├── SequenceExpired            events up to that number are no longer kept
     ├── ResourceExhausted
     │   └── PayloadTooLarge, QueueFull, InsufficientMemory, DiskFull
     ├── Unavailable                try again after `retry_after_s`
@@ -51,61 +50,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
-
-__all__ = [
-    "AlreadyExists",
-    "BlobNotFound",
-    "Cancelled",
-    "ContextLengthExceeded",
-    "CorruptBlob",
-    "DataLoss",
-    "DatasetNotFound",
-    "DeadlineExceeded",
-    "DigestMismatch",
-    "DiskFull",
-    "DownloadNotFound",
-    "EtagMismatch",
-    "FailedPrecondition",
-    "FieldViolation",
-    "InsufficientMemory",
-    "InternalError",
-    "InvalidArgument",
-    "InvalidAudio",
-    "InvalidDataset",
-    "InvalidDigest",
-    "InvalidPageToken",
-    "InvalidReference",
-    "InvalidTemplate",
-    "JobFinished",
-    "JobNotFound",
-    "LaresError",
-    "LeaseNotFound",
-    "ModelExists",
-    "ModelInUse",
-    "ModelNotAvailable",
-    "ModelNotFound",
-    "NotFound",
-    "PayloadTooLarge",
-    "PermissionDenied",
-    "QueueFull",
-    "ResourceExhausted",
-    "SequenceExpired",
-    "ServiceDraining",
-    "ServiceStarting",
-    "ServiceUnreachable",
-    "SourceNotFound",
-    "SourceUnavailable",
-    "Unauthenticated",
-    "Unavailable",
-    "Unsupported",
-    "UnsupportedFormat",
-    "UnsupportedParameter",
-    "VersionExists",
-    "VersionNotFound",
-    "WorkerLost",
-    "WrongModelKind",
-    "error_class",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,10 +285,6 @@ class UnsupportedFormat(FailedPrecondition):
 
 class EtagMismatch(LaresError):
     """It was changed since it was read: read it again, then decide."""
-
-
-class SequenceExpired(LaresError):
-    """A stream cannot be resumed there: read the present state, then watch from now."""
 
 
 class ResourceExhausted(LaresError):

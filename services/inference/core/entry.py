@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
 from services.inference.core.models import LoadedModel, LoadState, ModelVersion, ResolvedModel
@@ -104,6 +104,22 @@ class PoolEntry:
         self.last_use_time = datetime.now(UTC)
         if self.num_users == 0:
             self._unused.set()
+
+    @contextlib.asynccontextmanager
+    async def waiting(self) -> AsyncIterator[Callable[[], None]]:
+        """Count a request among those that wait, until it calls what it is given, or leaves."""
+        self.num_waiting += 1
+        is_waiting = True
+
+        def admitted() -> None:
+            nonlocal is_waiting
+            self.num_waiting -= is_waiting
+            is_waiting = False
+
+        try:
+            yield admitted
+        finally:
+            admitted()
 
     async def wait_unused_or_hurried(self) -> None:
         """Wait for the last user to go, or for somebody to lose patience."""

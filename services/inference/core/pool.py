@@ -39,13 +39,10 @@ class ModelPool:
         entry = await self._hold(model)
         try:
             entry.keep_alive_s = self._limits.keep_alive_s if keep_alive_s is None else keep_alive_s
-            entry.num_waiting += 1
-            try:
+            async with entry.waiting():
                 await entry.wait_ready()
                 if model.adapter is not None:
                     await entry.hold_adapter(model.adapter, max_adapters=self._limits.max_adapters)
-            finally:
-                entry.num_waiting -= 1
             try:
                 yield entry
             finally:
@@ -75,6 +72,11 @@ class ModelPool:
                 f"{version} is not in memory; `lares ps` lists what is", metadata={"version": version}
             )
         return entry
+
+    def is_ready(self, version: str) -> bool:
+        """Whether a version would answer at once."""
+        entry = self._entries.get(version)
+        return entry is not None and entry.state is LoadState.READY and not entry.is_leaving
 
     def list(self) -> list[LoadedModel]:
         """All models in memory, by name."""

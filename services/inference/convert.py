@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from lares.inference.v1 import inference_pb2 as pb
 from services.inference.adapters.hardware import Hardware
@@ -62,7 +64,8 @@ def generation_request_from_proto(request: pb.GenerateRequest) -> GenerationRequ
     """Raises InvalidArgument and UnsupportedParameter, naming the field."""
     if (form := request.response_format.WhichOneof("format")) is not None:
         raise UnsupportedParameter.at(
-            f"response_format.{form}", "constrained text is not offered by this engine yet; ask for it in the prompt"
+            f"response_format.{form}",
+            "constrained text is not offered by this engine yet; ask for it in the prompt",
         )
     return GenerationRequest(
         model=required_model(request.model),
@@ -114,7 +117,7 @@ def sampling_from_proto(sampling: pb.SamplingParameters) -> SamplingParameters:
             "repetition_penalty",
             "seed",
         )
-        if sampling.HasField(name)  # type: ignore[arg-type]
+        if sampling.HasField(name)
     }
     return SamplingParameters(**knobs, logit_bias=dict(sampling.logit_bias))
 
@@ -138,7 +141,9 @@ def _chat_from_proto(chat: pb.ChatPrompt) -> ChatPrompt:
                 tool.name,
                 tool.description,
                 _object(
-                    f"chat.tools[{index}].parameters_json_schema", tool.parameters_json_schema, _MAX_SCHEMA_BYTES
+                    f"chat.tools[{index}].parameters_json_schema",
+                    tool.parameters_json_schema,
+                    _MAX_SCHEMA_BYTES,
                 ),
             )
             for index, tool in enumerate(tools)
@@ -156,7 +161,9 @@ def _message_from_proto(index: int, message: pb.ChatMessage) -> ChatMessage:
     for part_index, part in enumerate(message.content):
         kind = part.WhichOneof("part")
         if kind in ("image", "audio"):
-            raise UnsupportedParameter.at(f"{field}.content[{part_index}].{kind}", "this model takes text only")
+            raise UnsupportedParameter.at(
+                f"{field}.content[{part_index}].{kind}", "this model takes text only"
+            )
         texts.append(part.text)
     calls = []
     for call_index, call in enumerate(message.tool_calls):
@@ -173,9 +180,26 @@ def _message_from_proto(index: int, message: pb.ChatMessage) -> ChatMessage:
 
 # What the renderer itself passes to the template, or to the function that runs it.
 _RESERVED_ARGUMENTS: Final = frozenset(
-    "conversation messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding"
-    " truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs self"
-    " processor_kwargs load_audio_from_video".split()
+    [
+        "conversation",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "self",
+        "processor_kwargs",
+        "load_audio_from_video",
+    ]
 )
 
 
@@ -213,7 +237,7 @@ def generation_event_to_proto(event: GenerationEvent) -> Iterator[pb.GenerateRes
                 version=event.version,
                 adapter=event.adapter,
                 prompt_tokens=event.num_prompt_tokens,
-                create_time=event.create_time,
+                create_time=_timestamp(event.create_time),
                 seed=event.seed,
             )
             yield pb.GenerateResponse(started=started)
@@ -253,7 +277,9 @@ def _logprob_to_proto(logprob: TokenLogprob) -> pb.TokenLogprob:
         raw=picked.raw,
         logprob=picked.logprob,
         top=[
-            pb.TopLogprob(token_id=chance.token_id, text=_text(chance), raw=chance.raw, logprob=chance.logprob)
+            pb.TopLogprob(
+                token_id=chance.token_id, text=_text(chance), raw=chance.raw, logprob=chance.logprob
+            )
             for chance in logprob.top
         ],
     )
@@ -298,7 +324,10 @@ def required_model(name: str) -> str:
 
 
 def served_name_from_proto(name: str) -> str:
-    """`loadedModels/{model}` or `loadedModels/{model}:{version}` -> the served name. Raises InvalidReference."""
+    """`loadedModels/{model}` or `loadedModels/{model}:{version}` -> the served name.
+
+    Raises InvalidReference.
+    """
     if not name.startswith(_COLLECTION):
         why = "must be loadedModels/{model}"
         raise InvalidReference(f"'{name[:80]}' {why}", violations=[FieldViolation("name", why)])
@@ -319,13 +348,19 @@ def loaded_model_to_proto(model: LoadedModel) -> pb.LoadedModel:
         num_active_requests=model.num_active_requests,
         num_waiting_requests=model.num_waiting_requests,
         context_length=facts.context_length if facts else 0,
-        load_time=model.load_time,
-        last_use_time=model.last_use_time,
-        expire_time=model.expire_time,
+        load_time=_timestamp(model.load_time),
+        last_use_time=_timestamp(model.last_use_time),
+        expire_time=_timestamp(model.expire_time) if model.expire_time else None,
         load_progress=model.load_progress,
         failure_message=model.failure_message,
         worker_pid=model.worker_pid,
     )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
 
 
 def hardware_to_proto(hardware: Hardware) -> pb.GetHardwareResponse:

@@ -1,7 +1,7 @@
 """Inference's RPCs: parse the request, ask the core, convert the answer."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +12,6 @@ from lares.inference.v1 import inference_pb2_grpc as rpc
 from services.inference import convert
 from services.inference.adapters.hardware import probe_hardware
 from services.inference.core.inference import Inference
-from services.inference.core.models import LoadedModel
 from services.inference.core.pool import ModelPool
 from services.kit.host import Host
 from services.kit.paging import decode_cursor, encode_cursor, page_size
@@ -30,9 +29,13 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         self._inference = inference
         self._pool = pool
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
         """Closing the core's generator, however the call ends, frees the slot."""
-        async with aclosing(self._inference.generate(convert.generation_request_from_proto(request))) as events:
+        async with aclosing(
+            self._inference.generate(convert.generation_request_from_proto(request))
+        ) as events:
             async for event in events:
                 for response in convert.generation_event_to_proto(event):
                     yield response
@@ -62,7 +65,7 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         size = page_size(request.page_size)
         cursor = decode_cursor(request.page_token, _LIST_SCOPE, (str,))
         after = str(cursor[0]) if cursor else ""
-        models = [model for model in self._pool.list() if model.name > after]
+        models = [model for model in self._pool.loaded_models() if model.name > after]
         token = encode_cursor(_LIST_SCOPE, (models[size - 1].name,)) if len(models) > size else ""
         shown = [convert.loaded_model_to_proto(model) for model in models[:size]]
         return pb.ListLoadedModelsResponse(loaded_models=shown, next_page_token=token)
@@ -70,8 +73,7 @@ class InferenceServicer(rpc.InferenceServiceServicer):
     async def WatchLoadedModels(
         self, request: pb.WatchLoadedModelsRequest, context: Context
     ) -> AsyncIterator[pb.WatchLoadedModelsResponse]:
-        events: AsyncGenerator[tuple[int, LoadedModel], None] = self._pool.watch()
-        async with aclosing(self._host.until_draining(events)) as watched:
+        async with aclosing(self._host.until_draining(self._pool.watch())) as watched:
             async for sequence, loaded in watched:
                 yield pb.WatchLoadedModelsResponse(
                     sequence=sequence, loaded_model=convert.loaded_model_to_proto(loaded)

@@ -58,11 +58,14 @@ def use_all_cores() -> None:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer with its chat template."""
-    # A folder with tokenizer.json needs none of the per-model classes: they would only rebuild the same object, slower.
+    # A folder with tokenizer.json needs none of the per-model classes: they would only rebuild the same
+    # object, slower.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if (folder / "tokenizer.json").is_file() and not _special_class(folder):
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True
+        )
         return tokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -74,7 +77,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def _special_class(folder: Path) -> bool:
     """Whether the tokenizer asks for a class that does more than tokenizer.json says."""
     name = str(read_json(folder / "tokenizer_config.json").get("tokenizer_class", ""))
-    return name not in {"", "TokenizersBackend", "PreTrainedTokenizerFast", "GPT2TokenizerFast", "GPT2Tokenizer"}
+    return name not in {
+        "",
+        "TokenizersBackend",
+        "PreTrainedTokenizerFast",
+        "GPT2TokenizerFast",
+        "GPT2Tokenizer",
+    }
 
 
 def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
@@ -92,7 +101,9 @@ def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
         )
     except (ValueError, OSError, KeyError) as error:
         raise UnsupportedFormat(f"the model cannot be loaded: {error}") from error
-    return model.to(placement.device).eval()  # type: ignore[arg-type]
+    model.to(placement.device)  # type: ignore[arg-type]
+    model.train(False)
+    return model
 
 
 def facts_of(
@@ -139,8 +150,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _number(found: Mapping[str, Any], key: str) -> float | None:

@@ -22,13 +22,18 @@ _TARGET: Final = "services.inference.adapters.convert_worker:main"
 
 
 class Converter:
-    """Gives folders of safetensors. scratch: a folder of its own; what an earlier process left there is dropped."""
+    """Gives folders of safetensors.
+
+    scratch: a folder of its own; what an earlier process left there is dropped.
+    """
 
     def __init__(self, store: DownloaderStore, catalog: RegistryCatalog, scratch: Path) -> None:
         self._store = store
         self._catalog = catalog
         self._scratch = scratch
-        self._converted: set[str] = set()  # Keys of versions whose records we hold are older than their artifact.
+        self._converted: set[str] = (
+            set()
+        )  # Keys of versions whose records we hold are older than their artifact.
 
     def prepare(self) -> None:
         """Make the scratch folder, empty."""
@@ -36,8 +41,13 @@ class Converter:
         self._scratch.mkdir(parents=True)
 
     @contextlib.asynccontextmanager
-    async def folder(self, version: ModelVersion, on_progress: Callable[[float], None]) -> AsyncIterator[Path]:
-        """A folder with the version as safetensors. on_progress is told the share of a conversion, if there must be one."""
+    async def folder(
+        self, version: ModelVersion, on_progress: Callable[[float], None]
+    ) -> AsyncIterator[Path]:
+        """A folder with the version as safetensors.
+
+        on_progress is told the share of a conversion, if there must be one.
+        """
         match version.format:
             case Format.SAFETENSORS:
                 artifact_id = ""
@@ -46,7 +56,9 @@ class Converter:
                 if ARTIFACT_ID not in version.artifact_ids and version.key not in self._converted:
                     await self._convert(version, on_progress)
             case _:
-                raise UnsupportedFormat(f"{version.name} is neither safetensors nor GGUF, and nothing else is loaded")
+                raise UnsupportedFormat(
+                    f"{version.name} is neither safetensors nor GGUF, and nothing else is loaded"
+                )
         async with self._store.lease(version.name, artifact_id) as folder:
             yield folder
 

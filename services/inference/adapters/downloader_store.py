@@ -33,7 +33,10 @@ class DownloaderStore:
     async def lease(self, version: str, artifact_id: str = "") -> AsyncIterator[Path]:
         """A folder with a version's files, or an artifact's, that stays while the block runs."""
         request = pb.CreateLeaseRequest(
-            version=version, artifact_id=artifact_id, holder=f"inference@{socket.gethostname()}:{os.getpid()}"[:128], ttl=_TTL
+            version=version,
+            artifact_id=artifact_id,
+            holder=f"inference@{socket.gethostname()}:{os.getpid()}"[:128],
+            ttl=_TTL,
         )
         with translate_errors():
             lease = (await self._stub.CreateLease(request)).lease

@@ -70,7 +70,10 @@ class Embedder:
 
     @torch.inference_mode()
     def embed(self, request: Embed) -> Embedded:
-        """Vectors in the order of the inputs. Raises InvalidArgument for an input that is empty or too long."""
+        """Vectors in the order of the inputs.
+
+        Raises InvalidArgument for an input that is empty or too long.
+        """
         rows = [self._token_ids(index, item, request.truncate) for index, item in enumerate(request.inputs)]
         pooled: dict[int, Tensor] = {}
         # Of one length as far as can be: padding is computed too.
@@ -80,7 +83,9 @@ class Embedder:
         vectors = torch.stack([pooled[index] for index in range(len(rows))])  # (inputs, size)
         size = vectors.shape[1]
         if request.dimensions > size:
-            raise InvalidArgument.at("dimensions", f"must be at most {size}, the size of this model's vectors")
+            raise InvalidArgument.at(
+                "dimensions", f"must be at most {size}, the size of this model's vectors"
+            )
         vectors = torch.nn.functional.normalize(vectors[:, : request.dimensions or size], dim=-1)
         vectors = vectors.to("cpu", torch.float32).contiguous()
         return Embedded(vectors.numpy().tobytes(), vectors.shape[1], sum(len(row) for row in rows))
@@ -99,7 +104,8 @@ class Embedder:
             return token_ids
         if not truncate:
             raise InvalidArgument.at(
-                field, f"has {len(token_ids)} tokens; the model takes {self._max_tokens}. Set truncate to cut it"
+                field,
+                f"has {len(token_ids)} tokens; the model takes {self._max_tokens}. Set truncate to cut it",
             )
         if item.token_ids:
             return token_ids[: self._max_tokens]
@@ -146,7 +152,10 @@ def _max_tokens(folder: Path, positions: int) -> int:
 
 
 def _pooling(folder: Path) -> str:
-    """`mean`, `cls`, `max` or `lasttoken`, as the folder of sentence-transformers' pooling module says. Raises UnsupportedFormat."""
+    """`mean`, `cls`, `max` or `lasttoken`, as the folder of sentence-transformers' pooling module says.
+
+    Raises UnsupportedFormat.
+    """
     config = checkpoint.read_json(folder / "1_Pooling" / "config.json")
     chosen = [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")

@@ -1,7 +1,7 @@
 """A KV cache with one row a sequence, so that sequences of different lengths decode in one forward pass.
 
-Rows are kept without gaps: the last row moves into the place of one that is released, and a step reads views of the
-first rows, never copies. Tokens lie left-aligned; what is behind a row's end is masked.
+Rows are kept without gaps: the last row moves into the place of one that is released, and a step reads views
+of the first rows, never copies. Tokens lie left-aligned; what is behind a row's end is masked.
 """
 
 from collections.abc import Iterable
@@ -14,35 +14,39 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 _TOKEN_STEP = 256
 
 
-class _RowsLayer(CacheLayerMixin):
+class _RowsLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer: (row capacity, kv heads, token capacity, head size)."""
 
     is_sliding = False
 
     def __init__(self, rows: "KvRows") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rows = rows
+        self.key_rows = self.value_rows = torch.empty(0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the first row. Each: (1, kv heads, tokens, head size)."""
-        self.keys = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
-        self.values = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
+        self.key_rows = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
+        self.value_rows = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
         self.is_initialized = True
 
     def reserve(self, num_rows: int, num_tokens: int) -> None:
         """Grow to hold so much. Doubles rows and takes tokens in steps, so that growing is rare."""
-        self.keys = _grown(self.keys, num_rows, num_tokens)
-        self.values = _grown(self.values, num_rows, num_tokens)
+        self.key_rows = _grown(self.key_rows, num_rows, num_tokens)
+        self.value_rows = _grown(self.value_rows, num_rows, num_tokens)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """One new token for each row: (rows, kv heads, 1, head size). Returns all of them: (rows, kv heads, span, head size)."""
+        """One new token for each row:
+
+        (rows, kv heads, 1, head size). Returns all of them: (rows, kv heads, span, head size).
+        """
         rows = self._rows
-        self.keys[rows.indices, :, rows.positions] = key_states[:, :, 0]
-        self.values[rows.indices, :, rows.positions] = value_states[:, :, 0]
+        self.key_rows[rows.indices, :, rows.positions] = key_states[:, :, 0]
+        self.value_rows[rows.indices, :, rows.positions] = value_states[:, :, 0]
         chosen = slice(len(rows.indices)) if rows.is_whole else rows.indices  # A slice is a view: no copy.
-        return self.keys[chosen, :, : rows.span], self.values[chosen, :, : rows.span]
+        return self.key_rows[chosen, :, : rows.span], self.value_rows[chosen, :, : rows.span]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(length, offset) of the keys that a mask must cover."""
@@ -62,7 +66,7 @@ class KvRows:
 
     def __init__(self, num_layers: int) -> None:
         self._layers = [_RowsLayer(self) for _ in range(num_layers)]
-        self.cache = Cache(layers=self._layers)
+        self.cache = Cache(layers=list(self._layers))
         self.sequence_ids: list[int] = []
         self._lengths: list[int] = []
         self.span = 0
@@ -80,11 +84,13 @@ class KvRows:
         row, num_tokens = len(self.sequence_ids), cache.get_seq_length()
         for layer, filled in zip(self._layers, cache.layers, strict=True):
             assert isinstance(filled, DynamicLayer)
+            assert filled.keys is not None
+            assert filled.values is not None
             if not layer.is_initialized:
                 layer.lazy_initialization(filled.keys, filled.values)
             layer.reserve(row + 1, num_tokens)
-            layer.keys[row, :, :num_tokens] = filled.keys[0]
-            layer.values[row, :, :num_tokens] = filled.values[0]
+            layer.key_rows[row, :, :num_tokens] = filled.keys[0]
+            layer.value_rows[row, :, :num_tokens] = filled.values[0]
         self.sequence_ids.append(sequence_id)
         self._lengths.append(num_tokens)
 
@@ -94,14 +100,14 @@ class KvRows:
         if row != last:
             num_tokens = self._lengths[last]
             for layer in self._layers:
-                layer.keys[row, :, :num_tokens] = layer.keys[last, :, :num_tokens]
-                layer.values[row, :, :num_tokens] = layer.values[last, :, :num_tokens]
+                layer.key_rows[row, :, :num_tokens] = layer.key_rows[last, :, :num_tokens]
+                layer.value_rows[row, :, :num_tokens] = layer.value_rows[last, :, :num_tokens]
         for items in (self.sequence_ids, self._lengths):
             items[row] = items[last]
             items.pop()
         if not self.sequence_ids:
             for layer in self._layers:
-                layer.keys, layer.values = layer.keys.new_zeros(0), layer.values.new_zeros(0)
+                layer.key_rows, layer.value_rows = layer.key_rows.new_zeros(0), layer.value_rows.new_zeros(0)
                 layer.is_initialized = False
 
     def begin_step(
@@ -109,8 +115,8 @@ class KvRows:
     ) -> tuple[list[int], Tensor, Tensor]:
         """Make room for one token in each wanted row.
 
-        Returns the wanted sequences in the order of their rows, which is the batch's; position ids (batch, 1); and an
-        additive mask (batch, 1, 1, span).
+        Returns the wanted sequences in the order of their rows, which is the batch's; position ids (batch,
+        1); and an additive mask (batch, 1, 1, span).
         """
         chosen = set(wanted)
         rows = [row for row, sequence_id in enumerate(self.sequence_ids) if sequence_id in chosen]

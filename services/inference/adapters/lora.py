@@ -1,7 +1,10 @@
-"""LoRA adapters over a model in memory, through peft. Without one active, the base computes exactly as before."""
+"""LoRA adapters over a model in memory, through peft.
+
+Without one active, the base computes exactly as before.
+"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
@@ -12,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class LoraAdapters:
-    """The adapters of one model. peft is imported when the first one comes, and changes the model in place."""
+    """The adapters of one model.
+
+    peft is imported when the first one comes, and changes the model in place.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -22,11 +28,16 @@ class LoraAdapters:
         self._active: str | None = None
 
     def load(self, name: str, folder: Path) -> None:
-        """Read `adapter_config.json` and `adapter_model.safetensors`. Raises UnsupportedFormat for anything else."""
+        """Read `adapter_config.json` and `adapter_model.safetensors`.
+
+        Raises UnsupportedFormat for anything else.
+        """
         if name in self._keys:
             return
         if not (folder / "adapter_model.safetensors").is_file():
-            raise UnsupportedFormat(f"adapter {name} has no adapter_model.safetensors; pickled weights are not loaded")
+            raise UnsupportedFormat(
+                f"adapter {name} has no adapter_model.safetensors; pickled weights are not loaded"
+            )
         from peft import PeftModel
 
         self._num_loaded += 1
@@ -38,12 +49,14 @@ class LoraAdapters:
                     self._model, folder, adapter_name=key, torch_device=device, local_files_only=True
                 )
             else:
-                self._peft.load_adapter(str(folder), adapter_name=key, torch_device=device, local_files_only=True)
+                self._peft.load_adapter(
+                    str(folder), adapter_name=key, torch_device=device, local_files_only=True
+                )
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise UnsupportedFormat(f"adapter {name} does not fit this model: {error}") from error
         finally:
             self._silence()
-        self._model.eval()
+        self._model.train(False)
         self._keys[name] = key
 
     def drop(self, name: str) -> None:
@@ -60,11 +73,17 @@ class LoraAdapters:
         if name is None:
             self._silence()
             return
-        self._peft.base_model.enable_adapter_layers()
+        self._tuner.enable_adapter_layers()
         self._peft.set_adapter(self._keys[name])
         self._active = name
 
+    @property
+    def _tuner(self) -> Any:
+        """What switches the layers; peft types it as any module."""
+        assert self._peft is not None
+        return self._peft.base_model
+
     def _silence(self) -> None:
         if self._peft is not None:
-            self._peft.base_model.disable_adapter_layers()
+            self._tuner.disable_adapter_layers()
         self._active = None

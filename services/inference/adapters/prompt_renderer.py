@@ -21,7 +21,10 @@ class PromptRenderer:
         return bool(self._tokenizer.chat_template)
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt in the model's tokens. Raises WrongModelKind for a chat without a template, InvalidTemplate, InvalidArgument."""
+        """The prompt in the model's tokens.
+
+        Raises WrongModelKind for a chat without a template, InvalidTemplate, InvalidArgument.
+        """
         if prompt.token_ids is not None:
             return prompt.token_ids
         if prompt.chat is not None:
@@ -79,11 +82,18 @@ def _for_template(message: ChatMessage) -> dict[str, Any]:
         found["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         found["tool_calls"] = [
-            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": call.call_id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
             for call in message.tool_calls
         ]
     return found
 
 
 def _tool(name: str, description: str, parameters: object) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+    return {
+        "type": "function",
+        "function": {"name": name, "description": description, "parameters": parameters},
+    }

@@ -1,8 +1,8 @@
 """From logits to tokens, all rows of a step at once.
 
-The order is the contract's: logit bias, penalties, temperature, top_k, top_p, min_p. One number a token is drawn from the
-sequence's own generator and looked up in the cumulative distribution, so that equal seeds pick equal tokens whatever else
-is in the batch, on every device.
+The order is the contract's: logit bias, penalties, temperature, top_k, top_p, min_p. One number a token is
+drawn from the sequence's own generator and looked up in the cumulative distribution, so that equal seeds pick
+equal tokens whatever else is in the batch, on every device.
 """
 
 import random
@@ -37,7 +37,10 @@ class Sampler:
         return _tell(logits, sequences, token_ids)
 
     def _draw(self, logits: Tensor, sequences: Sequence[EngineSequence]) -> list[int]:
-        """logits: (rows, vocab) with bias and penalties in. Rows that need sorting are sorted; the others are spared it."""
+        """logits:
+
+        (rows, vocab) with bias and penalties in. Rows that need sorting are sorted; the others are spared it.
+        """
         temperatures = _column(logits, [s.sampling.temperature for s in sequences])  # (rows, 1)
         logits = logits / temperatures
         points = _column(logits, [self._uniform(s) for s in sequences], torch.float64)  # (rows, 1), in [0, 1)
@@ -61,7 +64,10 @@ class Sampler:
 
 
 def _shape(logits: Tensor, sequences: Sequence[EngineSequence]) -> Tensor:
-    """Logit bias, penalties and bans. Returns logits itself where there is nothing to do. (batch, vocab) in and out."""
+    """Logit bias, penalties and bans.
+
+    Returns logits itself where there is nothing to do. (batch, vocab) in and out.
+    """
     rows: list[int] = []
     columns: list[int] = []
     biases: list[float] = []
@@ -82,16 +88,20 @@ def _shape(logits: Tensor, sequences: Sequence[EngineSequence]) -> Tensor:
 
 
 def _penalize(logits: Tensor, sequence: EngineSequence) -> None:
-    """In place. logits: (vocab,). Presence and frequency as in OpenAI's API; repetition as in CTRL (arXiv 1909.05858)."""
+    """In place.
+
+    logits: (vocab,). Presence and frequency as in OpenAI's API; repetition as in CTRL (arXiv 1909.05858).
+    """
     sampling = sequence.sampling
     if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor([*sequence.prompt, *sequence.output], device=logits.device).unique()  # (seen,)
+        seen = torch.tensor([*sequence.prompt, *sequence.output], device=logits.device)
+        seen = seen.unique()  # type: ignore[no-untyped-call]  # (seen,)
         values = logits[seen]
         penalty = sampling.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if sequence.output and (sampling.presence_penalty or sampling.frequency_penalty):
         said = torch.tensor(sequence.output, device=logits.device)
-        token_ids, counts = said.unique(return_counts=True)  # (said,), (said,)
+        token_ids, counts = said.unique(return_counts=True)  # type: ignore[no-untyped-call]  # (said,) each
         logits[token_ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
 
 
@@ -122,7 +132,10 @@ def _pick_ordered(logits: Tensor, points: Tensor, sequences: Sequence[EngineSequ
 
 
 def _locate(weights: Tensor, points: Tensor) -> Tensor:
-    """Where each point falls in the cumulative weights. weights: (rows, n) not negative; points: (rows, 1) in [0, 1)."""
+    """Where each point falls in the cumulative weights.
+
+    weights: (rows, n) not negative; points: (rows, 1) in [0, 1).
+    """
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)  # (rows, n)
     places = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)[:, 0]
     return places.clamp(max=weights.shape[-1] - 1)

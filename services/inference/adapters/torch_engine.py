@@ -1,7 +1,8 @@
 """The first engine: transformers' own modules behind the Engine port. Correct before fast.
 
-A prompt is prefilled by itself into transformers' cache. Where all layers are plain rotary full attention, decoding is
-one forward pass over all sequences of an adapter (`kv_rows.py`); any other architecture decodes a sequence at a time.
+A prompt is prefilled by itself into transformers' cache. Where all layers are plain rotary full attention,
+decoding is one forward pass over all sequences of an adapter (`kv_rows.py`); any other architecture decodes a
+sequence at a time.
 """
 
 from collections.abc import Sequence

@@ -68,7 +68,10 @@ class ProcessWorkerFactory:
         return _BASE_BYTES + model.version.size_bytes * _GGUF_GROWTH
 
     async def start(self, model: ResolvedModel, on_progress: Callable[[float], None]) -> ModelWorker:
-        """Convert if need be, then load in a new process. The lease is given back once the weights are in memory."""
+        """Convert if need be, then load in a new process.
+
+        The lease is given back once the weights are in memory.
+        """
         loaded_from = 0.0
 
         def converting(share: float) -> None:
@@ -143,9 +146,7 @@ class ProcessModelWorker:
 
     async def embed(self, inputs: Sequence[EmbedItem], *, dimensions: int, truncate: bool) -> Embeddings:
         """Vectors."""
-        message = Embed(
-            tuple(EmbedInput(item.text, item.token_ids) for item in inputs), dimensions, truncate
-        )
+        message = Embed(tuple(EmbedInput(item.text, item.token_ids) for item in inputs), dimensions, truncate)
         async with self._worker.call(message) as call:
             async for embedded in call:
                 return _embeddings(embedded)

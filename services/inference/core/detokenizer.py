@@ -5,10 +5,12 @@ from typing import Final, Protocol
 
 REPLACEMENT: Final = "\ufffd"
 
-# Enough context for a tokenizer that writes a first token differently (sentencepiece drops its leading space).
+# Enough context for a tokenizer that writes a first token differently (sentencepiece drops its leading
+# space).
 _NUM_CONTEXT_TOKENS: Final = 6
 
-# No character has more bytes than 4: tokens beyond this many without one are bytes that never become a character.
+# No character has more bytes than 4: tokens beyond this many without one are bytes that never become a
+# character.
 _MAX_PENDING_TOKENS: Final = 8
 
 
@@ -27,9 +29,9 @@ class Vocabulary(Protocol):
 class IncrementalDetokenizer:
     """Turns one sequence's tokens into pieces of text whose sum is the text of all.
 
-    A token's text depends on its neighbours: a character may need several tokens, and the first token of a text may
-    lose its space. So the text of a short window is decoded with and without the new tokens, and the difference is
-    shown, unless it ends in a character that is not whole yet.
+    A token's text depends on its neighbours: a character may need several tokens, and the first token of a
+    text may lose its space. So the text of a short window is decoded with and without the new tokens, and the
+    difference is shown, unless it ends in a character that is not whole yet.
     """
 
     def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int] = ()) -> None:

@@ -1,8 +1,8 @@
 """The Engine port: the one seam between the step loop and whatever computes tokens.
 
-The loop decides who runs; an engine turns prompts and last tokens into next tokens for many sequences at once, keeps
-what it must remember of each (its KV cache), and gives that back on `release`. No logits cross the seam: an engine
-samples where its logits are.
+The loop decides who runs; an engine turns prompts and last tokens into next tokens for many sequences at
+once, keeps what it must remember of each (its KV cache), and gives that back on `release`. No logits cross
+the seam: an engine samples where its logits are.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ from services.inference.core.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What the loop and its callers need to know of a model in memory. dtype: `bfloat16`; device: `cpu`, `cuda:0`."""
+    """What the loop and its callers need to know of a model in memory.
+
+    dtype: `bfloat16`; device: `cpu`, `cuda:0`.
+    """
 
     context_length: int
     vocab_size: int
@@ -28,9 +31,10 @@ class EngineFacts:
 class EngineSequence:
     """One sequence of tokens that grows. The loop appends what the engine picked to `output`.
 
-    sequence_id: unique in the life of the engine. adapter: a name given to `load_adapter`, or None for the base.
-    num_logprobs: None for none, else how many likely tokens to tell beside the picked one. banned_token_ids: not to be
-    picked while fewer than num_banned_steps tokens are out. cache_salt: sequences of different salts share no cache.
+    sequence_id: unique in the life of the engine. adapter: a name given to `load_adapter`, or None for the
+    base. num_logprobs: None for none, else how many likely tokens to tell beside the picked one.
+    banned_token_ids: not to be picked while fewer than num_banned_steps tokens are out. cache_salt: sequences
+    of different salts share no cache.
     """
 
     sequence_id: int
@@ -56,7 +60,10 @@ class EngineSequence:
 
 @dataclass(frozen=True, slots=True)
 class PickedToken:
-    """One sequence's next token. logprob and top are of the model's own distribution, before any sampling parameter."""
+    """One sequence's next token.
+
+    logprob and top are of the model's own distribution, before any sampling parameter.
+    """
 
     token_id: int
     logprob: float | None = None
@@ -76,7 +83,9 @@ class Engine(Protocol):
         ...
 
     def decode(self, sequences: Sequence[EngineSequence]) -> list[PickedToken]:
-        """Pick the next token of sequences that were prefilled and whose last token was appended to their output."""
+        """Pick the next token of sequences that were prefilled and whose last token was appended to their
+        output.
+        """
         ...
 
     def release(self, sequence: EngineSequence) -> None:

@@ -68,7 +68,10 @@ class PoolEntry:
         self.worker, self.state, self.load_progress = worker, LoadState.READY, 1.0
 
     async def wait_ready(self) -> None:
-        """Wait for the load. Raises its error; a fresh one for each who waits. Who stops waiting does not stop it."""
+        """Wait for the load.
+
+        Raises its error; a fresh one for each who waits. Who stops waiting does not stop it.
+        """
         assert self._loading is not None
         try:
             await asyncio.shield(self._loading)
@@ -143,7 +146,10 @@ class PoolEntry:
         self._timer = self._expire_time = None
 
     async def hold_adapter(self, adapter: ModelVersion, *, max_adapters: int) -> None:
-        """Have an adapter in memory and keep it there. Raises QueueFull when all that may be loaded are in use."""
+        """Have an adapter in memory and keep it there.
+
+        Raises QueueFull when all that may be loaded are in use.
+        """
         async with self._adapter_lock:
             if adapter.key not in self._adapters:
                 await self._drop_adapters_beyond(max_adapters - 1)

@@ -3,14 +3,14 @@
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
 from services.inference.core.events import Delta, Ended
 from services.inference.core.models import LoadedModel, ModelKind, ResolvedModel
 from services.inference.core.pool import ModelPool
-from services.inference.core.ports import Catalog, EmbedItem, Embeddings, WorkerRequest
+from services.inference.core.ports import Catalog, Embeddings, EmbedItem, WorkerRequest
 from services.inference.core.prompts import Prompt
 from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
 from services.kit.errors import InvalidArgument, UnsupportedParameter, WrongModelKind
@@ -21,13 +21,16 @@ MAX_CACHE_SALT_CHARS: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What a caller asks for. keep_alive_s: None leaves it to the settings, negative keeps the model, 0 unloads it."""
+    """What a caller asks for.
+
+    keep_alive_s: None leaves it to the settings, negative keeps the model, 0 unloads it.
+    """
 
     model: str
     prompt: Prompt
-    sampling: SamplingParameters = SamplingParameters()
-    stop: StopConditions = StopConditions()
-    output: OutputOptions = OutputOptions()
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    stop: StopConditions = field(default_factory=StopConditions)
+    output: OutputOptions = field(default_factory=OutputOptions)
     keep_alive_s: float | None = None
     cache_salt: str = ""
     priority: int = 0
@@ -159,7 +162,7 @@ class Inference:
 
     async def _version_of(self, name: str) -> str:
         """What is in memory is known without asking: a model may have been deleted since it was loaded."""
-        for loaded in self._pool.list():
+        for loaded in self._pool.loaded_models():
             if loaded.name == name:
                 return loaded.version
         return (await self._catalog.resolve(name)).version.name
@@ -175,4 +178,3 @@ class Inference:
                 f"{name} is a model for {model.kind}, not for {kind}; {offer}", metadata={"model": name}
             )
         return model
-

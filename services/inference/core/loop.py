@@ -1,8 +1,8 @@
 """The step loop: schedule, run, postprocess. Continuous: who waits is let in between any two steps.
 
-    loop.add(request)            joins the queue
-    report = loop.step()         lets in, prefills the new, decodes the others; one update a request
-    loop.cancel(request_id)      frees its slots; not one more token is computed for it
+loop.add(request)            joins the queue
+report = loop.step()         lets in, prefills the new, decodes the others; one update a request
+loop.cancel(request_id)      frees its slots; not one more token is computed for it
 """
 
 import heapq
@@ -26,14 +26,17 @@ from services.kit.errors import ContextLengthExceeded, InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class LoopRequest:
-    """One generation as the loop takes it: a prompt in tokens, and what was asked. echo: the prompt's text, to be shown first."""
+    """One generation as the loop takes it:
+
+    a prompt in tokens, and what was asked. echo: the prompt's text, to be shown first.
+    """
 
     request_id: int
     prompt: Sequence[int]
     seed: int
-    sampling: SamplingParameters = SamplingParameters()
-    stop: StopConditions = StopConditions()
-    output: OutputOptions = OutputOptions()
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    stop: StopConditions = field(default_factory=StopConditions)
+    output: OutputOptions = field(default_factory=OutputOptions)
     adapter: str | None = None
     cache_salt: str = ""
     priority: int = 0
@@ -42,7 +45,10 @@ class LoopRequest:
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A request in the loop. Its choices take slots one by one, so that it may have more of them than there are slots."""
+    """A request in the loop.
+
+    Its choices take slots one by one, so that it may have more of them than there are slots.
+    """
 
     request: LoopRequest
     choices: list[Choice]
@@ -93,7 +99,10 @@ class StepLoop:
         return len(self._live)
 
     def add(self, request: LoopRequest) -> None:
-        """Queue a request. Raises InvalidArgument for tokens that the model does not have, ContextLengthExceeded for too many."""
+        """Queue a request.
+
+        Raises InvalidArgument for tokens that the model does not have, ContextLengthExceeded for too many.
+        """
         max_tokens = self._check(request)
         choices = [self._choice(request, index, max_tokens) for index in range(request.output.num_choices)]
         running = _Running(request, choices, self._clock())
@@ -158,7 +167,9 @@ class StepLoop:
             sampling=resolve_sampling(request.sampling, self._defaults, seed=request.seed, choice=index),
             adapter=request.adapter,
             num_logprobs=request.output.num_logprobs,
-            banned_token_ids=eos_token_ids | frozenset(stop.stop_token_ids) if stop.min_tokens else frozenset(),
+            banned_token_ids=eos_token_ids | frozenset(stop.stop_token_ids)
+            if stop.min_tokens
+            else frozenset(),
             num_banned_steps=stop.min_tokens,
             cache_salt=request.cache_salt,
         )

@@ -24,7 +24,10 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A set of files that never changes. name: `models/{m}/versions/{v}`; fingerprint: over its files' digests."""
+    """A set of files that never changes.
+
+    name: `models/{m}/versions/{v}`; fingerprint: over its files' digests.
+    """
 
     name: str
     format: Format
@@ -95,7 +98,10 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """memory_bytes: of all models together. keep_alive_s: after the last request; negative for ever, 0 not at all."""
+    """memory_bytes:
+
+    of all models together. keep_alive_s: after the last request; negative for ever, 0 not at all.
+    """
 
     max_models: int = 3
     memory_bytes: int = 2**63

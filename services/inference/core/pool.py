@@ -2,14 +2,14 @@
 
     async with pool.use(resolved, keep_alive_s=None) as entry:    loads if need be; entry.worker answers
 
-One event loop uses it. Nothing polls: an idle model has one timer. Decisions are made without awaiting, so that two
-requests never see the same room; only then is anything stopped or started.
+One event loop uses it. Nothing polls: an idle model has one timer. Decisions are made without awaiting, so
+that two requests never see the same room; only then is anything stopped or started.
 """
 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 
 from services.inference.core.entry import PoolEntry
 from services.inference.core.models import LoadedModel, LoadState, PoolLimits, ResolvedModel
@@ -23,7 +23,11 @@ class ModelPool:
     """All models in memory. available_bytes tells how much memory the machine has left."""
 
     def __init__(
-        self, factory: WorkerFactory, limits: PoolLimits, *, available_bytes: Callable[[], int] = lambda: 2**63
+        self,
+        factory: WorkerFactory,
+        limits: PoolLimits,
+        *,
+        available_bytes: Callable[[], int] = lambda: 2**63,
     ) -> None:
         self._factory = factory
         self._limits = limits
@@ -35,7 +39,10 @@ class ModelPool:
 
     @contextlib.asynccontextmanager
     async def use(self, model: ResolvedModel, keep_alive_s: float | None = None) -> AsyncIterator[PoolEntry]:
-        """The model, ready, kept while the block runs. Raises what loading raises; QueueFull, InsufficientMemory."""
+        """The model, ready, kept while the block runs.
+
+        Raises what loading raises; QueueFull, InsufficientMemory.
+        """
         entry = await self._hold(model)
         try:
             entry.keep_alive_s = self._limits.keep_alive_s if keep_alive_s is None else keep_alive_s
@@ -59,7 +66,10 @@ class ModelPool:
         return entry.snapshot()
 
     async def unload(self, version: str, *, force: bool) -> None:
-        """Take a model out of memory when its requests have ended, or at once. Returns when it is gone. Raises ModelNotFound."""
+        """Take a model out of memory when its requests have ended, or at once.
+
+        Returns when it is gone. Raises ModelNotFound.
+        """
         entry = self.find(version)
         self._begin_unload(entry, force=force)
         await entry.gone.wait()
@@ -78,16 +88,16 @@ class ModelPool:
         entry = self._entries.get(version)
         return entry is not None and entry.state is LoadState.READY and not entry.is_leaving
 
-    def list(self) -> list[LoadedModel]:
+    def loaded_models(self) -> list[LoadedModel]:
         """All models in memory, by name."""
         return sorted((entry.snapshot() for entry in self._entries.values()), key=lambda model: model.name)
 
-    async def watch(self) -> AsyncIterator[tuple[int, LoadedModel]]:
+    async def watch(self) -> AsyncGenerator[tuple[int, LoadedModel], None]:
         """How each model stands, then each change, numbered."""
         queue: asyncio.Queue[tuple[int, LoadedModel]] = asyncio.Queue()
         self._watchers.add(queue)
         try:
-            for model in self.list():
+            for model in self.loaded_models():
                 yield next(self._sequence), model
             while True:
                 yield await queue.get()
@@ -239,4 +249,3 @@ class ModelPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-

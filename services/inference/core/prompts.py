@@ -41,7 +41,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation. add_generation_prompt: None for true, unless the assistant spoke last, whose turn is then continued."""
+    """A conversation.
+
+    add_generation_prompt: None for true, unless the assistant spoke last, whose turn is then continued.
+    """
 
     messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()

@@ -1,6 +1,8 @@
-"""What a caller may ask of a generation: how to pick tokens, when to stop, what to tell. Each class checks its own limits.
+"""What a caller may ask of a generation: how to pick tokens, when to stop, what to tell. Each class checks
+its own limits.
 
-The limits are those of inference.proto. A field that breaks one is named by its path in the request, `sampling.top_p`.
+The limits are those of inference.proto. A field that breaks one is named by its path in the request,
+`sampling.top_p`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,10 @@ MAX_LOGIT_BIASES: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How tokens are picked; None leaves it to the model. Applied in the order logit bias, penalties, temperature, top_k, top_p, min_p."""
+    """How tokens are picked; None leaves it to the model.
+
+    Applied in the order logit bias, penalties, temperature, top_k, top_p, min_p.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -69,7 +74,10 @@ class StopConditions:
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """What is told beside the text. top_logprobs: None for no log probabilities, else how many alternatives."""
+    """What is told beside the text.
+
+    top_logprobs: None for no log probabilities, else how many alternatives.
+    """
 
     num_choices: int = 1
     logprobs: bool = False
@@ -126,8 +134,13 @@ class Sampling:
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
 
 
-def resolve_sampling(asked: SamplingParameters, defaults: SamplingDefaults, *, seed: int, choice: int) -> Sampling:
-    """Fill what was not asked for from the model's defaults, then from ours. Choice 0 uses the seed as it is, others derive theirs."""
+def resolve_sampling(
+    asked: SamplingParameters, defaults: SamplingDefaults, *, seed: int, choice: int
+) -> Sampling:
+    """Fill what was not asked for from the model's defaults, then from ours.
+
+    Choice 0 uses the seed as it is, others derive theirs.
+    """
     values: dict[str, object] = {}
     for item in fields(Sampling):
         value = getattr(asked, item.name, None)

@@ -65,6 +65,7 @@ class TorchEngine:
                 logits[place[sequence.sequence_id]] = row
         return self._sampler.pick(torch.stack([row for row in logits if row is not None]), sequences)
 
+    @torch.inference_mode()
     def release(self, sequence: EngineSequence) -> None:
         """Forget a sequence and its keys and values."""
         sequence_id = sequence.sequence_id

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from av.container import InputContainer
 
 from services.kit.errors import FieldViolation, InvalidAudio, PayloadTooLarge
 
@@ -37,7 +38,10 @@ def decode(path: Path, *, max_duration_s: float) -> Generator[None, None, Sample
         with (
             path.open("rb") as file,
             av.open(
-                file, metadata_errors="ignore", options={"format_whitelist": _DEMUXERS, "protocol_whitelist": ""}
+                file,
+                mode="r",
+                metadata_errors="ignore",
+                options={"format_whitelist": _DEMUXERS, "protocol_whitelist": ""},
             ) as container,
         ):
             if not container.streams.audio:
@@ -62,7 +66,7 @@ def decode(path: Path, *, max_duration_s: float) -> Generator[None, None, Sample
     return np.frombuffer(pcm, np.int16)
 
 
-def _frames(container: "av.container.InputContainer") -> Iterator[AudioFrame]:
+def _frames(container: InputContainer) -> Iterator[AudioFrame]:
     for packet in container.demux(container.streams.audio[0]):
         try:
             frames = packet.decode()
@@ -108,7 +112,9 @@ def blocks(samples: Samples, *, block_s: float, search_s: float) -> Iterator[tup
     while len(samples) - start > block:
         tail = samples[start + block - search : start + block].astype(np.float32)
         num_windows = len(tail) // window
-        loudness = np.abs(tail[: num_windows * window].reshape(num_windows, window)).mean(axis=1)  # (num_windows,)
+        loudness = np.abs(tail[: num_windows * window].reshape(num_windows, window)).mean(
+            axis=1
+        )  # (num_windows,)
         end = start + block - search + int(loudness.argmin()) * window + window // 2
         yield start, samples[start:end]
         start = end
@@ -120,4 +126,4 @@ def _invalid(why: str) -> InvalidAudio:
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__

@@ -124,7 +124,9 @@ class JobLoop:
                     if not entry.is_scheduled:
                         self._end(entry)
             case _:
-                self._port.fail(incoming.call_id, InternalError("a recogniser was sent what it does not know"))
+                self._port.fail(
+                    incoming.call_id, InternalError("a recogniser was sent what it does not know")
+                )
 
     def _open(self, call_id: int, request: LiveRequest | FileRequest) -> None:
         slice_bytes = None
@@ -169,7 +171,9 @@ class JobLoop:
             return True
         except Exception:  # A bug, or a library's: this request ends, the others go on.
             traceback.print_exc()
-            self._port.fail(entry.call_id, InternalError("the recogniser failed at this request; its log says why"))
+            self._port.fail(
+                entry.call_id, InternalError("the recogniser failed at this request; its log says why")
+            )
             return True
         if step.events or step.is_done:
             self._port.post(

@@ -5,18 +5,17 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import vosk
 
 from services.kit.errors import FieldViolation, InvalidArgument, UnsupportedFormat, UnsupportedParameter
 from services.kit.worker_port import WorkerPort
 from services.speech.adapters.audio import SAMPLE_RATE_HZ, decode
 from services.speech.adapters.job_loop import FileJob, Job, JobLoop, Slice, Step
+from services.speech.adapters.worker_init import VoskInit
 from services.speech.core.messages import (
     Consumed,
     FileRead,
     FileRequest,
-    Final as FinalResult,
     Finished,
     LiveRequest,
     Loaded,
@@ -26,18 +25,13 @@ from services.speech.core.messages import (
     WorkerEvent,
     WorkerRequest,
 )
+from services.speech.core.messages import (
+    Final as FinalResult,
+)
 
 # What a recogniser of phrases hears when it hears none of them.
 _UNKNOWN_WORD: Final = "[unk]"
 _SLICE_BYTES: Final = 2 * SAMPLE_RATE_HZ // 5  # 0.2 s
-
-
-class VoskInit(msgspec.Struct, frozen=True):
-    """folder: a Vosk model; num_threads: streams that are heard at the same moment."""
-
-    model_id: str
-    folder: str
-    num_threads: int
 
 
 def main(init: VoskInit, port: WorkerPort[WorkerRequest, WorkerEvent]) -> None:
@@ -76,7 +70,8 @@ class _VoskModel:
         # Only a graph in two parts can be given another grammar; Vosk itself would ignore the phrases with a warning.
         if not (self._folder / "graph" / "Gr.fst").is_file():
             raise UnsupportedParameter.at(
-                "config.phrases", f"'{self.model_id}' has a fixed graph and cannot be held to phrases; leave them out"
+                "config.phrases",
+                f"'{self.model_id}' has a fixed graph and cannot be held to phrases; leave them out",
             )
         unknown = [
             FieldViolation(f"config.phrases[{index}]", f"'{self.model_id}' does not know the word '{word}'")
@@ -137,10 +132,10 @@ def _read_file(model: _VoskModel, request: FileRequest) -> Generator[WorkerEvent
     # The model has one language; who asked for it has been checked against what the registry knows.
     yield FileRead(request.language, 1.0 if request.language else 0.0, duration_s)
     recognizer = model.recognizer(SAMPLE_RATE_HZ, words=True)
-    pcm = memoryview(samples).cast("B")
+    pcm = samples.tobytes()
     index = 0
     for start in range(0, len(pcm), _SLICE_BYTES):
-        is_utterance = recognizer.AcceptWaveform(bytes(pcm[start : start + _SLICE_BYTES]))
+        is_utterance = recognizer.AcceptWaveform(pcm[start : start + _SLICE_BYTES])
         segment = _segment(index, recognizer.Result(), request.words) if is_utterance else None
         index += segment is not None
         yield segment

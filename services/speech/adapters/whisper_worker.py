@@ -4,8 +4,6 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
 
-import ctranslate2
-import msgspec
 import numpy as np
 from faster_whisper import WhisperModel
 
@@ -19,6 +17,7 @@ from services.kit.errors import (
 from services.kit.worker_port import WorkerPort
 from services.speech.adapters.audio import SAMPLE_RATE_HZ, Samples, blocks, decode
 from services.speech.adapters.job_loop import FileJob, Job, JobLoop
+from services.speech.adapters.worker_init import WhisperInit
 from services.speech.core.messages import (
     FileRead,
     FileRequest,
@@ -39,17 +38,6 @@ _BEAM_SIZE: Final = 5
 _TEMPERATURES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-class WhisperInit(msgspec.Struct, frozen=True):
-    """folder: a CTranslate2 Whisper model; device: auto, cpu or cuda; compute_type: as CTranslate2 names it, or auto."""
-
-    model_id: str
-    folder: str
-    device: str
-    compute_type: str
-    num_threads: int
-    skip_silence: bool
-
-
 def main(init: WhisperInit, port: WorkerPort[WorkerRequest, WorkerEvent]) -> None:
     """Load the model, then transcribe until the parent asks for the end."""
     whisper = _Whisper(init)
@@ -60,10 +48,6 @@ def main(init: WhisperInit, port: WorkerPort[WorkerRequest, WorkerEvent]) -> Non
 class _Whisper:
     def __init__(self, init: WhisperInit) -> None:
         self._init = init
-        device = init.device
-        if device == "auto":
-            device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
-        self.device = "cuda:0" if device == "cuda" else device
         folder = Path(init.folder)
         # Without its tokenizer faster-whisper would ask a hub for one.
         for needed in ("model.bin", "config.json", "tokenizer.json"):
@@ -72,13 +56,15 @@ class _Whisper:
         try:
             self._model = WhisperModel(
                 init.folder,
-                device=device,
-                compute_type=_compute_type(init.compute_type, device),
+                device=init.device,
+                compute_type=init.compute_type,
                 cpu_threads=init.num_threads,
                 local_files_only=True,
             )
         except (RuntimeError, ValueError) as error:
-            raise UnsupportedFormat(f"'{init.model_id}' cannot be loaded as a Whisper model: {error}") from error
+            raise UnsupportedFormat(
+                f"'{init.model_id}' cannot be loaded as a Whisper model: {error}"
+            ) from error
 
     def job(self, request: LiveRequest | FileRequest) -> Job:
         if isinstance(request, LiveRequest):
@@ -125,18 +111,14 @@ class _Whisper:
                     " use a multilingual model, such as whisper-base",
                 )
             why = f"'{request.language}' is none of the languages of '{self._init.model_id}': {', '.join(known)}"
-            raise InvalidArgument(f"config.language: {why}", violations=[FieldViolation("config.language", why)])
+            raise InvalidArgument(
+                f"config.language: {why}", violations=[FieldViolation("config.language", why)]
+            )
         if request.translate and not self._model.model.is_multilingual:
             raise WrongModelKind(
                 f"'{self._init.model_id}' understands only English, so it cannot translate into it;"
                 " use a multilingual model, such as whisper-base"
             )
-
-
-def _compute_type(asked: str, device: str) -> str:
-    if asked != "auto":
-        return asked
-    return "float16" if device == "cuda" else "int8"
 
 
 def _segment(index: int, raw: Any, offset_s: float) -> Segment:
@@ -146,7 +128,12 @@ def _segment(index: int, raw: Any, offset_s: float) -> Segment:
         end_s=offset_s + float(raw.end),
         text=raw.text.strip(),
         words=[
-            Word(word.word.strip(), offset_s + float(word.start), offset_s + float(word.end), float(word.probability))
+            Word(
+                word.word.strip(),
+                offset_s + float(word.start),
+                offset_s + float(word.end),
+                float(word.probability),
+            )
             for word in raw.words or ()
         ],
         average_logprob=float(raw.avg_logprob),

@@ -131,7 +131,9 @@ class TranscriptionConfig:
 def check_audio(audio: bytes) -> None:
     """One message of live samples. Raises InvalidArgument at `audio`."""
     if len(audio) > MAX_CHUNK_BYTES:
-        raise InvalidArgument.at("audio", f"must be at most {MAX_CHUNK_BYTES} bytes a message, not {len(audio)}")
+        raise InvalidArgument.at(
+            "audio", f"must be at most {MAX_CHUNK_BYTES} bytes a message, not {len(audio)}"
+        )
     if len(audio) % 2:
         raise InvalidArgument.at("audio", f"must hold whole samples of 2 bytes, not {len(audio)} bytes")
 
@@ -139,7 +141,9 @@ def check_audio(audio: bytes) -> None:
 def check_chunk(chunk: bytes) -> None:
     """One message of a file. Raises InvalidArgument at `chunk`."""
     if len(chunk) > MAX_CHUNK_BYTES:
-        raise InvalidArgument.at("chunk", f"must be at most {MAX_CHUNK_BYTES} bytes a message, not {len(chunk)}")
+        raise InvalidArgument.at(
+            "chunk", f"must be at most {MAX_CHUNK_BYTES} bytes a message, not {len(chunk)}"
+        )
 
 
 def _require_model(model: str) -> None:

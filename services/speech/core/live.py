@@ -5,7 +5,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any, Final
 
 from services.kit.errors import InternalError
-from services.speech.core.messages import Audio, Consumed, Final as FinalResult, Finished, Partial, WorkerEvent
+from services.speech.core.messages import (
+    Audio,
+    Consumed,
+    Finished,
+    Partial,
+    WorkerEvent,
+)
+from services.speech.core.messages import (
+    Final as FinalResult,
+)
 from services.speech.core.ports import WorkerCall
 
 # Results that a client has not read yet. Past it the stream is held up, and with it the client's own audio.

@@ -2,21 +2,19 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TypeVar
 
 import grpc
 
 from lares.speech.v1 import speech_pb2 as pb
 from lares.speech.v1 import speech_pb2_grpc as rpc
 from services.kit import paging
-from services.kit.errors import InvalidArgument
 from services.speech import convert
 from services.speech.core.pool import RecognizerPool
 from services.speech.core.speech import Speech
+from services.speech.requests import RequestStream
 
 _LISTING = "recognizers"
 
-M = TypeVar("M")
 
 
 class SpeechServicer(rpc.SpeechServiceServicer):
@@ -31,24 +29,24 @@ class SpeechServicer(rpc.SpeechServiceServicer):
         request_iterator: AsyncIterator[pb.StreamRecognizeRequest],
         context: grpc.aio.ServicerContext[pb.StreamRecognizeRequest, pb.StreamRecognizeResponse],
     ) -> AsyncIterator[pb.StreamRecognizeResponse]:
-        requests = aiter(request_iterator)
-        config = convert.recognition_config_from_proto(await _first(requests))
-        audio = (convert.audio_from_proto(request) async for request in requests)
-        async with aclosing(self._speech.recognize(config, audio)) as events:
-            async for event in events:
-                yield convert.live_event_to_proto(event)
+        async with RequestStream(request_iterator) as requests:
+            config = convert.recognition_config_from_proto(await requests.first())
+            audio = (convert.audio_from_proto(request) async for request in requests)
+            async with aclosing(self._speech.recognize(config, audio)) as events:
+                async for event in events:
+                    yield convert.live_event_to_proto(event)
 
     async def Transcribe(  # noqa: D102
         self,
         request_iterator: AsyncIterator[pb.TranscribeRequest],
         context: grpc.aio.ServicerContext[pb.TranscribeRequest, pb.TranscribeResponse],
     ) -> AsyncIterator[pb.TranscribeResponse]:
-        requests = aiter(request_iterator)
-        config = convert.transcription_config_from_proto(await _first(requests))
-        chunks = (convert.chunk_from_proto(request) async for request in requests)
-        async with aclosing(self._speech.transcribe(config, chunks)) as events:
-            async for event in events:
-                yield convert.file_event_to_proto(event)
+        async with RequestStream(request_iterator) as requests:
+            config = convert.transcription_config_from_proto(await requests.first())
+            chunks = (convert.chunk_from_proto(request) async for request in requests)
+            async with aclosing(self._speech.transcribe(config, chunks)) as events:
+                async for event in events:
+                    yield convert.file_event_to_proto(event)
 
     async def ListRecognizers(  # noqa: D102
         self,
@@ -71,10 +69,3 @@ class SpeechServicer(rpc.SpeechServiceServicer):
     ) -> pb.UnloadRecognizerResponse:
         await self._pool.unload(convert.recognizer_name_from_proto(request.name))
         return pb.UnloadRecognizerResponse()
-
-
-async def _first(requests: AsyncIterator[M]) -> M:
-    try:
-        return await anext(requests)
-    except StopAsyncIteration:
-        raise InvalidArgument.at("config", "must be sent first; the stream was empty") from None

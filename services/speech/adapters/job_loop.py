@@ -22,11 +22,10 @@ Port = WorkerPort[WorkerRequest, WorkerEvent]
 
 
 class Slice(NamedTuple):
-    """What a live stream has to hear next. has_more: there is audio behind it already: be quick."""
+    """What a live stream has to hear next; nothing for a file."""
 
     samples: bytes
     is_last: bool
-    has_more: bool
 
 
 class Step(NamedTuple):
@@ -196,8 +195,7 @@ class JobLoop:
 
 def _next_slice(entry: _Entry) -> Slice:
     if entry.slice_bytes is None:
-        return Slice(b"", is_last=False, has_more=False)
+        return Slice(b"", is_last=False)
     samples = bytes(entry.audio[: entry.slice_bytes])
     del entry.audio[: entry.slice_bytes]
-    has_more = bool(entry.audio)
-    return Slice(samples, is_last=entry.is_ended and not has_more, has_more=has_more)
+    return Slice(samples, is_last=entry.is_ended and not entry.audio)

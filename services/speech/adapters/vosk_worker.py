@@ -106,7 +106,7 @@ class _LiveJob:
             events.append(Consumed(len(heard.samples)))
             if self._recognizer.AcceptWaveform(heard.samples):
                 events += self._final(self._recognizer.Result())
-            elif self._request.partial_results and not heard.has_more:
+            elif self._request.partial_results:
                 events += self._partial()
         if heard.is_last:
             events += self._final(self._recognizer.FinalResult())

@@ -66,6 +66,8 @@ class _Whisper:
                 f"'{init.model_id}' cannot be loaded as a Whisper model: {error}"
             ) from error
 
+        self.device = "cuda:0" if self._model.model.device == "cuda" else "cpu"
+
     def job(self, request: LiveRequest | FileRequest) -> Job:
         if isinstance(request, LiveRequest):
             raise TypeError("Whisper has no live streams")

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -33,8 +33,12 @@ _IN_FLIGHT = Gauge("lares_rpc_in_flight", "RPCs that are being served now.", ["s
 _OURS_TO_MEND = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:  # They are generic in their stubs only.
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler
+    Context = grpc.aio.ServicerContext
 
 
 @dataclass(slots=True)
@@ -59,6 +63,13 @@ class ServeInterceptor(grpc.aio.ServerInterceptor):
         """admit: called with a service's full name; raises the domain error that turns a call away."""
         self._admit = admit
         self._methods: dict[str, _Method] = {}
+        self._num_running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no call is being served; health checks and reflection do not count."""
+        await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -130,6 +141,7 @@ class ServeInterceptor(grpc.aio.ServerInterceptor):
         code = grpc.StatusCode.OK
         in_flight = _IN_FLIGHT.labels(method.service, method.name)
         in_flight.inc()
+        self._count(method, 1)
         try:
             await context.send_initial_metadata(((request_context.REQUEST_ID_KEY, request_id),))
             self._admit(method.service)
@@ -148,9 +160,19 @@ class ServeInterceptor(grpc.aio.ServerInterceptor):
         finally:
             seconds = time.perf_counter() - started
             in_flight.dec()
+            self._count(method, -1)
             _TOTAL.labels(method.service, method.name, code.name).inc()
             _SECONDS.labels(method.service, method.name).observe(seconds)
             _log_access(method, code, seconds, context.peer())
+
+    def _count(self, method: _Method, change: int) -> None:
+        if method.is_plumbing:
+            return
+        self._num_running += change
+        if self._num_running:
+            self._idle.clear()
+        else:
+            self._idle.set()
 
 
 def _code_of(context: Context) -> grpc.StatusCode:

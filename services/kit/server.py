@@ -27,6 +27,9 @@ Build = Callable[[Host], Service]
 
 _log = structlog.get_logger(__name__)
 
+# For the last answers to leave, after their handlers are done.
+_FLUSH_S = 1.0
+
 
 class GrpcServer:
     """Make it inside a running event loop; then `start`, then `stop`, once each."""
@@ -40,8 +43,9 @@ class GrpcServer:
         self._host = host
         self._health = Health()
         self._stopped: asyncio.Task[None] | None = None
+        self._calls = ServeInterceptor(self._admit)
         self._server = grpc.aio.server(
-            interceptors=[ServeInterceptor(self._admit)], options=_options(host.settings.max_message_bytes)
+            interceptors=[self._calls], options=_options(host.settings.max_message_bytes)
         )
         self.address = self._bind(address or host.settings.grpc)
         host.bound = self.address
@@ -57,8 +61,8 @@ class GrpcServer:
             port = self._server.add_insecure_port(str(wanted))
         except RuntimeError as error:
             raise FailedPrecondition(
-                f"cannot listen on {wanted}: it is taken, perhaps by a Lares that runs already, or is no address"
-                f" of this machine; stop what holds it, or set grpc (LARES_GRPC) to another"
+                f"cannot listen on {wanted}: it is taken, perhaps by a Lares that runs already, or is no"
+                f" address of this machine; stop what holds it, or set grpc (LARES_GRPC) to another"
             ) from error
         return Address(wanted.host, port)
 
@@ -121,7 +125,17 @@ class GrpcServer:
     async def _stop(self, grace_s: float) -> None:
         self._host.draining.set()
         self._health.drain()
-        await self._server.stop(grace_s)
+        # gRPC's own grace answers new calls with a bare CANCELLED, health checks too. So the server stays
+        # open while it drains, turns calls away with what they should know, and is stopped when the last one
+        # has ended.
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._calls.wait_idle()
+        except TimeoutError:
+            _log.warning("calls were cut off", address=str(self.address), after_s=grace_s)
+            await self._server.stop(None)
+        else:
+            await self._server.stop(_FLUSH_S)
         while self._started:
             service = self._started.pop()
             try:

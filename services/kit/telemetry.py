@@ -24,6 +24,11 @@ _SECRET = re.compile(
     r"(?i)(password|passwd|secret|api_?key|authorization|cookie|credential|access_?token|bearer)"
 )
 
+# No locals in tracebacks: they hold prompts and keys.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure_logging(level: str = "info", log_format: str = "console") -> None:
     """Set up structlog and the standard library's logging to come out alike. Safe to call again."""
@@ -46,9 +51,8 @@ def configure_logging(level: str = "info", log_format: str = "console") -> None:
     )
     as_json = log_format == "json"
     renderer: list[Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        [_TRACEBACKS, structlog.processors.JSONRenderer(ensure_ascii=False)]
         if as_json
-        # No locals in tracebacks: they hold prompts and keys.
         else [
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback

@@ -1,0 +1,1 @@
+"""Speech: turns speech into text, live or from a file."""

@@ -1,0 +1,1 @@
+"""The domain's ports, over recognisers and their worker processes."""

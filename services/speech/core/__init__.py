@@ -1,0 +1,1 @@
+"""The domain: recognition sessions and the recogniser port."""

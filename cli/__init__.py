@@ -1,0 +1,1 @@
+"""The `lares` command: a gRPC client of the services, and the entry point that starts them."""

@@ -1,0 +1,1 @@
+"""Generated from the .proto files by protos/generate.py: do not edit."""

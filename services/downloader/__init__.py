@@ -1,0 +1,1 @@
+"""Downloader: fetches models, verifies every byte and keeps them in the store."""

@@ -1,0 +1,1 @@
+"""The domain's ports, over sources, the disk and the database."""

@@ -1,0 +1,1 @@
+"""Inference: loads models into workers and generates with them."""

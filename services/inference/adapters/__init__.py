@@ -1,0 +1,1 @@
+"""The domain's ports, over engines and their worker processes."""

@@ -1,0 +1,1 @@
+"""The domain: the pool of loaded models, generation, and the engine port."""

@@ -1,0 +1,1 @@
+"""Registry: what models there are, and where each one stands."""

@@ -1,0 +1,1 @@
+"""The domain: models, versions and aliases, and the ports they are kept through."""

@@ -147,20 +147,23 @@ class JobLoop:
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue)
-                entry = self._queue.popleft()
-                if entry.is_cancelled:
-                    self._end(entry)
-                    continue
-                heard = _next_slice(entry)
-            is_over = self._step(entry, heard)
-            with self._changed:
-                entry.is_scheduled = False
-                if is_over or entry.is_cancelled:
-                    self._end(entry)
-                elif entry.is_ready:
-                    self._schedule(entry)
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue)
+            entry = self._queue.popleft()
+            if entry.is_cancelled:
+                self._end(entry)
+                return
+            heard = _next_slice(entry)
+        is_over = self._step(entry, heard)
+        with self._changed:
+            entry.is_scheduled = False
+            if is_over or entry.is_cancelled:
+                self._end(entry)
+            elif entry.is_ready:
+                self._schedule(entry)
 
     def _step(self, entry: _Entry, heard: Slice) -> bool:
         try:

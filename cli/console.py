@@ -1,4 +1,4 @@
-"""What the commands share: the two consoles, JSON, tables, and the one place where an error becomes a line and an exit code."""
+"""What the commands share: the consoles, JSON, tables, and the place where an error becomes an exit code."""
 
 import asyncio
 import json
@@ -110,7 +110,7 @@ def _numbers(data: dict[str, Any], message: Message) -> dict[str, Any]:
     return data
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Any) -> bool:
     return bool(field.message_type and field.message_type.GetOptions().map_entry)
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.kit.errors import NotFound
 
@@ -18,9 +18,10 @@ OVERALL = ""
 """The name under which the health of all services together is asked for."""
 
 _Status = health_pb2.HealthCheckResponse
+_messages: Any = health_pb2  # Its stubs lag behind: they do not know HealthListResponse.
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class Health(health_pb2_grpc.HealthServicer):
     """Which services serve. Names are full names, such as `lares.registry.v1.RegistryService`."""
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     async def List(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """The health of every service."""
         statuses = {name: _Status(status=self._status_of(name)) for name in self._serving}
-        return health_pb2.HealthListResponse(statuses=statuses)
+        return _messages.HealthListResponse(statuses=statuses)
 
     def _status_of(self, name: str) -> Any:
         if name not in self._serving:

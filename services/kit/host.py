@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol, TypeVar
 
 import grpc
@@ -68,7 +68,7 @@ class Host:
             self._channels[endpoint] = connect(endpoint, max_message_bytes=self.settings.max_message_bytes)
         return self._channels[endpoint]
 
-    async def until_draining(self, events: AsyncGenerator[T, None]) -> AsyncIterator[T]:
+    async def until_draining(self, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Pass events on; raise ServiceDraining when the process begins to stop. Always closes `events`.
 
         For streams that wait for news, such as `Watch...`. A stream that has an end of its own is let finish.

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from services.kit.address import Address
 from services.kit.errors import FailedPrecondition, ServiceDraining, ServiceStarting

@@ -74,14 +74,14 @@ def configure_logging(level: str = "info", log_format: str = "console") -> None:
 
 
 def add_request_id(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """structlog processor: say which request a line belongs to."""
+    """Add the request id to a line. A structlog processor."""
     if (bound := context.request_id.get()) and "request_id" not in event:
         event["request_id"] = bound
     return event
 
 
 def mask_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """structlog processor: no value of a key that names a secret, however deep in dicts and lists."""
+    """Mask the values of keys that name a secret, however deep in dicts and lists. A structlog processor."""
     return {key: _masked(key, value) for key, value in event.items()}
 
 

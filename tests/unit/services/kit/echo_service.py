@@ -1,7 +1,7 @@
 """A gRPC service without stubs, for the tests of the kit: requests and answers are bytes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -28,7 +28,7 @@ class Echo:
         self.start_error: Exception | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
             "Server": grpc.unary_stream_rpc_method_handler(self.server_stream),
             "Client": grpc.stream_unary_rpc_method_handler(self.client_stream),
@@ -90,7 +90,7 @@ class Echo:
         finally:
             self.cleaned_up.set()
 
-    async def news(self) -> AsyncIterator[bytes]:
+    async def news(self) -> AsyncGenerator[bytes, None]:
         yield b"first"
         await asyncio.Event().wait()
 

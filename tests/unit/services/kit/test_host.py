@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import pytest
 from pydantic import Field
@@ -22,7 +22,7 @@ class News:
         self.closed = False
         self.then_wait, self.error = then_wait, error
 
-    async def stream(self) -> AsyncIterator[int]:
+    async def stream(self) -> AsyncGenerator[int, None]:
         try:
             yield 1
             yield 2

@@ -67,12 +67,11 @@ def test_a_reference_survives_printing(text: str):
     st.text() | st.text(alphabet=string.printable).map(lambda t: f"hf:{t}") | HUB_REFS.map(lambda t: t + "\n")
 )
 def test_any_text_parses_and_survives_or_is_refused(text: str):
+    refusal: InvalidReference | None = None
     try:
         ref = ModelRef.parse(text)
     except InvalidReference as caught:
         refusal = caught
-    else:
-        refusal = None
     if refusal is not None:
         assert str(refusal).isprintable()
         assert refusal.violations

@@ -1,5 +1,6 @@
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -19,9 +20,12 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def health(served: Served, name: str = "") -> int:
-    stub = health_pb2_grpc.HealthStub(served.channel)
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
+def health_stub(served: Served) -> Any:
+    return health_pb2_grpc.HealthStub(served.channel)
+
+
+async def health(served: Served, name: str = "") -> Any:
+    return (await health_stub(served).Check(health_pb2.HealthCheckRequest(service=name))).status
 
 
 async def test_a_started_server_serves_and_is_healthy(served: Served):
@@ -51,7 +55,7 @@ async def test_a_watcher_of_health_sees_it_change_and_does_not_hold_up_the_end(i
     idle.echo.may_start.clear()
     starting = asyncio.create_task(idle.server.start())
     await idle.echo.starting.wait()
-    watch = health_pb2_grpc.HealthStub(idle.channel).Watch(health_pb2.HealthCheckRequest(service=NAME))
+    watch = health_stub(idle).Watch(health_pb2.HealthCheckRequest(service=NAME))
     assert (await watch.read()).status == NOT_SERVING
     idle.echo.may_start.set()
     await starting
@@ -63,7 +67,8 @@ async def test_a_watcher_of_health_sees_it_change_and_does_not_hold_up_the_end(i
 
 
 async def test_reflection_lists_what_was_registered(served: Served):
-    stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+    channel: Any = served.channel
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     call = stub.ServerReflectionInfo()
     await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     names = {service.name for service in (await call.read()).list_services_response.service}

@@ -55,7 +55,7 @@ class SpeechSettings(ServiceSettings):
     )
     max_pending_s: float = Field(
         default=10.0,
-        gt=0,
+        ge=1,
         le=600,
         description="Seconds of live sound that may wait for a recogniser, a stream.",
     )

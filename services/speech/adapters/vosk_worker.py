@@ -10,7 +10,7 @@ import vosk
 from services.kit.errors import FieldViolation, InvalidArgument, UnsupportedFormat, UnsupportedParameter
 from services.kit.worker_port import WorkerPort
 from services.speech.adapters.audio import SAMPLE_RATE_HZ, decode
-from services.speech.adapters.job_loop import FileJob, Job, JobLoop, Slice, Step
+from services.speech.adapters.job_loop import SLICE_S, FileJob, Job, JobLoop, Slice, Step
 from services.speech.adapters.worker_init import VoskInit
 from services.speech.core.messages import (
     Consumed,
@@ -31,7 +31,8 @@ from services.speech.core.messages import (
 
 # What a recogniser of phrases hears when it hears none of them.
 _UNKNOWN_WORD: Final = "[unk]"
-_SLICE_BYTES: Final = 2 * SAMPLE_RATE_HZ // 5  # 0.2 s
+# As a live stream is heard: the two give the same words.
+_SLICE_BYTES: Final = 2 * int(SAMPLE_RATE_HZ * SLICE_S)
 
 
 def main(init: VoskInit, port: WorkerPort[WorkerRequest, WorkerEvent]) -> None:

@@ -18,13 +18,13 @@ _PAUSE_S: Final = 0.02
 class RequestStream(Generic[M]):
     """An async context manager and iterator over the messages of one RPC, at most one of them read ahead.
 
-    When the block is left with an error, what the client still sends is read and dropped for a moment. grpc.aio's client
-    reports a write that the server cut off as INTERNAL, in place of the status that says what was wrong.
+    When the block is left with an error, what the client still sends is read and dropped for a moment: grpc.aio's
+    client reports a write that the server cut off as INTERNAL, in place of the status that says what was wrong.
     """
 
     def __init__(self, requests: AsyncIterator[M]) -> None:
         self._requests = requests
-        self._queue: asyncio.Queue[M | None | Exception] = asyncio.Queue(1)
+        self._queue: asyncio.Queue[M | Exception | None] = asyncio.Queue(1)
         self._is_over = False
 
     async def __aenter__(self) -> Self:

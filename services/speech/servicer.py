@@ -16,7 +16,6 @@ from services.speech.requests import RequestStream
 _LISTING = "recognizers"
 
 
-
 class SpeechServicer(rpc.SpeechServiceServicer):
     """The five RPCs."""
 

@@ -18,7 +18,7 @@ SAMPLE_RATE_HZ: Final = 16_000
 Samples = npt.NDArray[np.int16]
 
 _FORMATS: Final = "WAV, MP3, M4A, MP4, OGG, Opus, FLAC, WebM, AAC, AIFF or AMR"
-# Demuxers that read nothing but the file itself: no playlists (hls, dash, concat), which open other files and addresses.
+# Demuxers that read nothing but the file itself: no playlists (hls, dash, concat), which open others.
 _DEMUXERS: Final = "aac,aiff,amr,asf,au,caf,flac,matroska,webm,mov,mp4,m4a,mp3,ogg,wav,w64"
 # Some length that a library's buffers take in their stride.
 _MAX_SOURCE_RATE_HZ: Final = 768_000

@@ -30,11 +30,11 @@ class FileSpool:
         """A new, empty file; it is deleted when the block is left."""
         # mkstemp makes it 0600; its name is ours, whatever the client calls the file.
         descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=_SUFFIX)
+        file = SpooledFile(Path(name), descriptor)
         try:
-            yield SpooledFile(Path(name), descriptor)
+            yield file
         finally:
-            os.close(descriptor)
-            os.unlink(name)
+            file.delete()
 
 
 class SpooledFile:
@@ -54,6 +54,11 @@ class SpooledFile:
                     f"no space is left for the file in {self.path.parent}; free some and send it again"
                 ) from error
             raise
+
+    def delete(self) -> None:
+        """Close and forget it."""
+        os.close(self._descriptor)
+        self.path.unlink(missing_ok=True)
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:

@@ -58,7 +58,10 @@ class _VoskModel:
         return FileJob(_read_file(self, request))
 
     def recognizer(self, sample_rate_hz: int, *, words: bool, phrases: list[str] | None = None) -> Any:
-        """A new vosk.KaldiRecognizer; it resamples by itself. Raises InvalidArgument, UnsupportedParameter for phrases."""
+        """A new vosk.KaldiRecognizer, which resamples by itself.
+
+        Raises InvalidArgument for words that the model does not know, UnsupportedParameter if it cannot take phrases.
+        """
         if phrases:
             grammar = json.dumps(self._grammar(phrases), ensure_ascii=False)
             recognizer = vosk.KaldiRecognizer(self._model, sample_rate_hz, grammar)

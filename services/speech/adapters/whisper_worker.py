@@ -92,7 +92,7 @@ class _Whisper:
         yield Finished(duration_s)
 
     def _listen(self, block: Samples, request: FileRequest, language: str, prompt: str) -> tuple[Any, Any]:
-        return self._model.transcribe(
+        found: tuple[Any, Any] = self._model.transcribe(
             block.astype(np.float32) / 32768.0,
             language=language or None,
             task="translate" if request.translate else "transcribe",
@@ -102,6 +102,7 @@ class _Whisper:
             word_timestamps=request.words,
             vad_filter=self._init.skip_silence,
         )
+        return found
 
     def _check(self, request: FileRequest) -> None:
         known = self._model.supported_languages

@@ -12,7 +12,7 @@ class VoskInit(msgspec.Struct, frozen=True):
 
 
 class WhisperInit(msgspec.Struct, frozen=True):
-    """folder: a CTranslate2 Whisper model; device: auto, cpu or cuda; compute_type: as CTranslate2 names it, or auto."""
+    """folder: a CTranslate2 Whisper model; device: auto, cpu or cuda; compute_type: as CTranslate2 names it."""
 
     model_id: str
     folder: str

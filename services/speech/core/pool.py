@@ -1,4 +1,4 @@
-"""The recognisers in memory: loaded when asked for, once for all who ask, and unloaded when idle, least recently used first."""
+"""The recognisers in memory: loaded once for all who ask, unloaded when idle, least recently used first."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine

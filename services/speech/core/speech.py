@@ -68,7 +68,7 @@ class Speech:
     async def transcribe(
         self, config: TranscriptionConfig, chunks: AsyncIterator[bytes]
     ) -> AsyncGenerator[FileStarted | Segment | Finished, None]:
-        """Read a file. Yields FileStarted first and Finished last; what cannot be done is refused before the file is read."""
+        """Read a file. Yields FileStarted first and Finished last; refuses what cannot be done before it is read."""
         model = await self._catalog.resolve(config.model)
         _check_transcription(model, config)
         async with self._spool.file() as file:
@@ -92,8 +92,8 @@ class Speech:
             num_bytes += len(chunk)
             if num_bytes > self._limits.max_file_bytes:
                 raise PayloadTooLarge(
-                    f"the file is larger than {self._limits.max_file_bytes} bytes, which is the limit; send a compressed"
-                    " format such as Opus, or split it",
+                    f"the file is larger than {self._limits.max_file_bytes} bytes, which is the limit;"
+                    " send a compressed format such as Opus, or split it",
                     metadata={"max_bytes": str(self._limits.max_file_bytes)},
                 )
             await file.write(chunk)

@@ -1,12 +1,12 @@
 """Speech in this process, over a real channel, with its models in folders: no Registry, no Downloader."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lares.speech.v1 import speech_pb2_grpc as rpc
-
 from services.kit.address import Address
 from services.kit.channels import connect
 from services.kit.errors import ModelNotFound
@@ -32,14 +32,15 @@ def speech_model(
 
 
 class FolderLease:
-    def __init__(self, path: Path, held: list[str], version: str) -> None:
+    def __init__(self, path: Path, models: "FolderModels", version: str) -> None:
         self.path = path
-        self._held = held
+        self._models = models
         self._version = version
-        held.append(version)
+        models.held.append(version)
 
     async def release(self) -> None:
-        self._held.remove(self._version)
+        self._models.held.remove(self._version)
+        self._models.released.set()
 
 
 class FolderModels:
@@ -48,6 +49,7 @@ class FolderModels:
     def __init__(self) -> None:
         self.models: dict[str, SpeechModel] = {}
         self.held: list[str] = []
+        self.released = asyncio.Event()
         self._folders: dict[str, Path] = {}
 
     def add(self, model: SpeechModel, folder: Path) -> None:
@@ -60,7 +62,7 @@ class FolderModels:
         return self.models[name]
 
     async def lease(self, version: str) -> FolderLease:
-        return FolderLease(self._folders[version], self.held, version)
+        return FolderLease(self._folders[version], self, version)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class House:
 @asynccontextmanager
 async def open_house(models: FolderModels, home: Path, **settings: object) -> AsyncIterator[House]:
     """settings: of the service, by field name."""
-    host = Host(Settings(home=home, drain_timeout_s=1.0), {f"speech.{key}": value for key, value in settings.items()})
+    host = Host(
+        Settings(home=home, drain_timeout_s=1.0), {f"speech.{key}": value for key, value in settings.items()}
+    )
     server = GrpcServer(
         host,
         [lambda host: SpeechService(host, catalog=models, leases=models)],

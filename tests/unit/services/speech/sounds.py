@@ -7,7 +7,9 @@ import av
 import numpy as np
 
 
-def tone(duration_s: float = 1.0, sample_rate_hz: int = 16_000) -> "np.ndarray[tuple[int], np.dtype[np.int16]]":
+def tone(
+    duration_s: float = 1.0, sample_rate_hz: int = 16_000
+) -> "np.ndarray[tuple[int], np.dtype[np.int16]]":
     """(num_samples,) int16: 440 Hz."""
     times = np.arange(int(duration_s * sample_rate_hz)) / sample_rate_hz
     return (np.sin(2 * np.pi * 440 * times) * 8000).astype(np.int16)
@@ -29,7 +31,10 @@ def encoded(container: str, codec: str, duration_s: float = 1.0, sample_rate_hz:
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=sample_rate_hz, layout="mono")
-        frame = av.AudioFrame.from_ndarray(tone(duration_s, sample_rate_hz)[None], format="s16", layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(
+            tone(duration_s, sample_rate_hz)[None], format="s16", layout="mono"
+        )
         frame.sample_rate = sample_rate_hz
         for packet in (*stream.encode(frame), *stream.encode(None)):
             output.mux(packet)

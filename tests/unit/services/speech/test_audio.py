@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ def decoded(path: Path, sound: bytes, max_duration_s: float = 60.0) -> Samples:
         try:
             next(work)
         except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+            samples: Samples = done.value
+            return samples
 
 
 @pytest.mark.parametrize(
@@ -31,14 +33,16 @@ def decoded(path: Path, sound: bytes, max_duration_s: float = 60.0) -> Samples:
         lambda: encoded("mp4", "aac"),
     ],
 )
-def test_common_formats_become_16_khz_mono(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
+def test_common_formats_become_16_khz_mono(tmp_path: Path, make: Callable[[], bytes]) -> None:
     samples = decoded(tmp_path / "f", make())
     assert samples.dtype == np.int16
     assert len(samples) / SAMPLE_RATE_HZ == pytest.approx(1.0, abs=0.1)
     assert np.abs(samples).max() > 4000
 
 
-@pytest.mark.parametrize("sound", [b"", b"RIFF", b"not a sound", wav()[:44], b"\x00" * 5000, b"\x1a\x45\xdf\xa3" * 100])
+@pytest.mark.parametrize(
+    "sound", [b"", b"RIFF", b"not a sound", wav()[:44], b"\x00" * 5000, b"\x1a\x45\xdf\xa3" * 100]
+)
 def test_what_is_not_audio_is_told_with_what_is_taken(tmp_path: Path, sound: bytes) -> None:
     with pytest.raises(InvalidAudio, match="send WAV, MP3"):
         decoded(tmp_path / "f", sound)
@@ -68,7 +72,12 @@ def test_sound_past_its_limit_is_refused_before_it_fills_the_memory(tmp_path: Pa
 
 
 def test_broken_files_are_heard_or_refused_and_nothing_else(tmp_path: Path) -> None:
-    sounds = [wav(0.2), encoded("ogg", "libopus", 0.2), encoded("mp3", "mp3", 0.2), encoded("flac", "flac", 0.2)]
+    sounds = [
+        wav(0.2),
+        encoded("ogg", "libopus", 0.2),
+        encoded("mp3", "mp3", 0.2),
+        encoded("flac", "flac", 0.2),
+    ]
     num_refused = 0
     for seed in range(500):
         try:
@@ -88,4 +97,6 @@ def test_long_sound_is_cut_where_it_is_quiet() -> None:
 
 
 def test_short_sound_is_one_block() -> None:
-    assert [(start, len(part)) for start, part in blocks(tone(1.0), block_s=4.0, search_s=1.0)] == [(0, 16_000)]
+    assert [(start, len(part)) for start, part in blocks(tone(1.0), block_s=4.0, search_s=1.0)] == [
+        (0, 16_000)
+    ]

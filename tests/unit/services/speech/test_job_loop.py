@@ -130,7 +130,7 @@ def test_bug_in_one_request_is_a_clean_error_of_that_request() -> None:
     with running(lambda request: FileJob(broken())) as port:
         port.tell(1, "open", FILE)
         assert port.heard() == (1, Partial("a"))
-        call_id, error = port.heard()
+        _, error = port.heard()
         assert isinstance(error, LaresError)
         assert error.reason == "INTERNAL_ERROR"
 

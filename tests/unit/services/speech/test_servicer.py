@@ -54,7 +54,9 @@ def file(*chunks: bytes, **config: object) -> Iterator[pb.TranscribeRequest]:
         yield pb.TranscribeRequest(chunk=chunk)
 
 
-async def recognize(house: House, requests: Iterable[pb.StreamRecognizeRequest]) -> list[pb.StreamRecognizeResponse]:
+async def recognize(
+    house: House, requests: Iterable[pb.StreamRecognizeRequest]
+) -> list[pb.StreamRecognizeResponse]:
     with translate_errors():
         return [event async for event in house.stub.StreamRecognize(iter(requests))]
 

@@ -5,7 +5,15 @@ import pytest
 
 from services.kit.errors import InternalError, InvalidArgument, WorkerLost
 from services.speech.core.live import LiveResult, converse
-from services.speech.core.messages import Audio, Consumed, Final, Finished, Partial, WorkerEvent, WorkerRequest
+from services.speech.core.messages import (
+    Audio,
+    Consumed,
+    Final,
+    Finished,
+    Partial,
+    WorkerEvent,
+    WorkerRequest,
+)
 
 
 class FakeCall:
@@ -57,8 +65,9 @@ async def settle() -> None:
 
 async def test_results_come_in_order_and_the_last_ends_the_stream() -> None:
     call = FakeCall()
-    said = [Partial("a"), Final("a b", []), Finished(1.0)]
-    for event in (Consumed(2), *said):
+    said: list[LiveResult] = [Partial("a"), Final("a b", []), Finished(1.0)]
+    call.events.put_nowait(Consumed(2))
+    for event in said:
         call.events.put_nowait(event)
     assert await hear(call, Microphone(b"12")) == said
 

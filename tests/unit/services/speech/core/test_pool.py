@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.kit.errors import ModelInUse, NotFound, QueueFull, UnsupportedFormat, WorkerLost
-from services.speech.core.domain import Engine
+from services.speech.core.domain import Engine, SpeechModel
 from services.speech.core.messages import WorkerRequest
 from services.speech.core.pool import PoolLimits, RecognizerPool
 from services.speech.core.ports import WorkerCall
@@ -80,13 +80,18 @@ async def launcher() -> FakeLauncher:
 
 
 def pool_of(
-    models: FolderModels, launcher: FakeLauncher, *, max_loaded: int = 2, keep_alive_s: float = 60, max_requests: int = 8
+    models: FolderModels,
+    launcher: FakeLauncher,
+    *,
+    max_loaded: int = 2,
+    keep_alive_s: float = 60,
+    max_requests: int = 8,
 ) -> RecognizerPool:
     limits = PoolLimits(max_loaded=max_loaded, max_requests=max_requests, keep_alive_s=keep_alive_s)
     return RecognizerPool(leases=models, launcher=launcher, limits=limits, now=Clock())
 
 
-def newer(name: str):  # type: ignore[no-untyped-def]
+def newer(name: str) -> SpeechModel:
     return replace(MODELS[name], version=f"models/{name}/versions/2")
 
 
@@ -135,7 +140,9 @@ async def test_load_that_fails_is_told_to_all_and_tried_again_by_the_next(
     assert await use(pool, "a") == 1
 
 
-async def test_idle_recogniser_used_longest_ago_makes_room(models: FolderModels, launcher: FakeLauncher) -> None:
+async def test_idle_recogniser_used_longest_ago_makes_room(
+    models: FolderModels, launcher: FakeLauncher
+) -> None:
     pool = pool_of(models, launcher)
     for name in ("a", "b", "a", "c"):
         await use(pool, name)
@@ -161,7 +168,9 @@ async def test_recogniser_takes_no_more_requests_than_its_limit(
     assert await use(pool, "a") == 1
 
 
-async def test_idle_recogniser_is_unloaded_after_its_keep_alive(models: FolderModels, launcher: FakeLauncher) -> None:
+async def test_idle_recogniser_is_unloaded_after_its_keep_alive(
+    models: FolderModels, launcher: FakeLauncher
+) -> None:
     pool = pool_of(models, launcher, keep_alive_s=0)
     await use(pool, "a")
     await asyncio.wait_for(launcher.workers[0].dead.wait(), 5)
@@ -172,8 +181,7 @@ async def test_dead_worker_makes_place_for_a_new_one(models: FolderModels, launc
     pool = pool_of(models, launcher)
     await use(pool, "a")
     launcher.workers[0].dead.set()
-    while models.held:
-        await asyncio.sleep(0)
+    await asyncio.wait_for(models.released.wait(), 5)
     assert loaded(pool) == []
     assert await use(pool, "a") == 2
 
@@ -190,7 +198,9 @@ async def test_new_version_replaces_the_old_which_ends_with_its_last_request(
     assert [info.version for info in pool.list()] == ["models/a/versions/2"]
 
 
-async def test_unload_refuses_what_is_busy_and_what_is_not_there(models: FolderModels, launcher: FakeLauncher) -> None:
+async def test_unload_refuses_what_is_busy_and_what_is_not_there(
+    models: FolderModels, launcher: FakeLauncher
+) -> None:
     pool = pool_of(models, launcher)
     with pytest.raises(NotFound):
         await pool.unload("a")
@@ -202,7 +212,9 @@ async def test_unload_refuses_what_is_busy_and_what_is_not_there(models: FolderM
     assert (loaded(pool), models.held) == ([], [])
 
 
-async def test_close_ends_what_is_loaded_and_what_is_loading(models: FolderModels, launcher: FakeLauncher) -> None:
+async def test_close_ends_what_is_loaded_and_what_is_loading(
+    models: FolderModels, launcher: FakeLauncher
+) -> None:
     pool = pool_of(models, launcher)
     await use(pool, "a")
     launcher.may_load.clear()

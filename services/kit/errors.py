@@ -27,6 +27,7 @@ Pure Python: cores, adapters and workers raise these; `status.py` translates.
     │   ├── JobFinished
     │   └── UnsupportedFormat      a file that Lares does not load, such as a pickle
     ├── EtagMismatch               somebody else changed it first
+    ├── SequenceExpired            events up to that number are no longer kept
     ├── ResourceExhausted
     │   └── PayloadTooLarge, QueueFull, InsufficientMemory, DiskFull
     ├── Unavailable                try again after `retry_after_s`
@@ -88,6 +89,7 @@ __all__ = [
     "PermissionDenied",
     "QueueFull",
     "ResourceExhausted",
+    "SequenceExpired",
     "ServiceDraining",
     "ServiceStarting",
     "ServiceUnreachable",
@@ -339,6 +341,10 @@ class UnsupportedFormat(FailedPrecondition):
 
 class EtagMismatch(LaresError):
     """It was changed since it was read: read it again, then decide."""
+
+
+class SequenceExpired(LaresError):
+    """A stream cannot be resumed there: read the present state, then watch from now."""
 
 
 class ResourceExhausted(LaresError):

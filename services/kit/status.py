@@ -71,6 +71,7 @@ TABLE: dict[type[LaresError], Row] = {
     errors.JobFinished: Row(_C.FAILED_PRECONDITION, 409, "conflict_error", "job_finished"),
     errors.UnsupportedFormat: Row(_C.FAILED_PRECONDITION, 400, "invalid_request_error", "unsupported_format"),
     errors.EtagMismatch: Row(_C.ABORTED, 412, "conflict_error", "etag_mismatch"),
+    errors.SequenceExpired: Row(_C.OUT_OF_RANGE, 400, "invalid_request_error", "sequence_expired"),
     errors.ResourceExhausted: Row(_C.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "rate_limit_exceeded"),
     errors.PayloadTooLarge: Row(_C.RESOURCE_EXHAUSTED, 413, "invalid_request_error", "payload_too_large"),
     errors.QueueFull: Row(_C.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "queue_full"),

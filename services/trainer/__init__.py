@@ -1,0 +1,1 @@
+"""Trainer: queues, runs and resumes fine-tuning jobs."""

@@ -97,17 +97,8 @@ def _lora_from_proto(lora: pb.LoraConfig) -> Lora:
 
 
 def _hyperparameters_from_proto(given: pb.Hyperparameters) -> Hyperparameters:
-    fields = (
-        "num_epochs",
-        "max_steps",
-        "batch_size",
-        "learning_rate",
-        "warmup_ratio",
-        "max_sequence_tokens",
-        "save_steps",
-        "seed",
-    )
-    return Hyperparameters(**{name: getattr(given, name) for name in fields if given.HasField(name)})
+    # Of optional scalars, ListFields tells those that were set.
+    return Hyperparameters(**{field.name: value for field, value in given.ListFields()})
 
 
 def job_to_proto(job: Job) -> pb.Job:
@@ -177,15 +168,19 @@ def checkpoint_to_proto(checkpoint: Checkpoint) -> pb.Checkpoint:
 
 def event_to_proto(event: JobEvent) -> pb.JobEvent:
     """An event as the contract has it."""
-    return pb.JobEvent(
+    message = pb.JobEvent(
         sequence=event.sequence,
         event_time=_timestamp(event.time),
         level=_LEVELS[event.level],
         message=event.message,
-        state=_STATES[event.state] if event.state else None,
-        progress=progress_to_proto(event.progress) if event.progress else None,
-        checkpoint=checkpoint_to_proto(event.checkpoint) if event.checkpoint else None,
     )
+    if event.state is not None:
+        message.state = _STATES[event.state]
+    elif event.progress is not None:
+        message.progress.CopyFrom(progress_to_proto(event.progress))
+    elif event.checkpoint is not None:
+        message.checkpoint.CopyFrom(checkpoint_to_proto(event.checkpoint))
+    return message
 
 
 def states_from_proto(states: Sequence[int]) -> frozenset[JobState]:

@@ -50,7 +50,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         """Return a page of datasets; its token holds the last one's id."""
         limit = page_size(request.page_size)
         cursor = decode_cursor(request.page_token, "datasets", (str,))
-        found = await self._library.list(before=str(cursor[0]) if cursor else None, limit=limit + 1)
+        found = await self._library.list_datasets(before=str(cursor[0]) if cursor else None, limit=limit + 1)
         return pb.ListDatasetsResponse(
             datasets=[convert.dataset_to_proto(dataset) for dataset in found[:limit]],
             next_page_token=(
@@ -93,7 +93,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         states = convert.states_from_proto(request.states)
         scope = f"jobs {sorted(states)}"
         cursor = decode_cursor(request.page_token, scope, (str,))
-        found = await self._desk.list(
+        found = await self._desk.list_jobs(
             states=states, before=str(cursor[0]) if cursor else None, limit=limit + 1
         )
         return pb.ListJobsResponse(

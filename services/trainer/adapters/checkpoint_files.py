@@ -104,7 +104,7 @@ class CheckpointFiles:
             _drop(path)
         return _checkpoint(manifest)
 
-    def list(self, job_id: str) -> list[Checkpoint]:
+    def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Those that have their name, oldest first."""
         found = ((_read_manifest(path), path) for _, path in self._named(job_id))
         return [_checkpoint(manifest) for manifest, path in found if manifest and _has_sizes(path, manifest)]

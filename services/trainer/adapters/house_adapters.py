@@ -87,5 +87,5 @@ class HouseAdapterSink:
             await stub.WriteBlob(parts())
         return StoredFile(path.name, len(content), digest)
 
-    def _registry(self) -> registry_rpc.RegistryServiceAsyncStub:
+    def _registry(self) -> "registry_rpc.RegistryServiceAsyncStub":
         return registry_rpc.RegistryServiceStub(self._channel("registry"))

@@ -136,7 +136,7 @@ def _has_safetensors(version: registry.Version) -> bool:
     return any(artifact.artifact_id == _SAFETENSORS for artifact in version.artifacts)
 
 
-async def _keep(stub: downloads_rpc.DownloaderServiceAsyncStub, name: str) -> None:
+async def _keep(stub: "downloads_rpc.DownloaderServiceAsyncStub", name: str) -> None:
     while True:
         await asyncio.sleep(_LEASE.total_seconds() / 3)
         try:

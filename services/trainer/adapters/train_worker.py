@@ -1,7 +1,7 @@
 """The training worker as the service sees it: a child process for each attempt at a job."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ class ProcessTrainWorker:
     def __init__(self, settings: TrainerSettings) -> None:
         self._settings = settings
 
-    async def train(self, task: TrainingTask) -> AsyncIterator[Report]:
+    async def train(self, task: TrainingTask) -> AsyncGenerator[Report, None]:
         """As TrainWorker.train. A worker that is silent too long is taken for dead and killed."""
         worker: Worker[Begin, TrainEvent] = await Worker.start(self._spec(task))
         try:

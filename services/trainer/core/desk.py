@@ -1,7 +1,7 @@
 """The desk where jobs are asked for, looked up and called off."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
@@ -79,7 +79,7 @@ class Desk:
         """Raises JobNotFound."""
         return await self._store.get_job(job_id)
 
-    async def list(self, *, states: Collection[JobState], before: str | None, limit: int) -> list[Job]:
+    async def list_jobs(self, *, states: Collection[JobState], before: str | None, limit: int) -> list[Job]:
         """Newest first, those older than the id `before`; of any state if none is named."""
         return await self._store.list_jobs(states=states, before=before, limit=limit)
 
@@ -89,7 +89,7 @@ class Desk:
         await self._queue.stop_run(job_id)
         return job
 
-    def watch(self, job_id: str, *, after_sequence: int) -> AsyncIterator[JobEvent]:
+    def watch(self, job_id: str, *, after_sequence: int) -> AsyncGenerator[JobEvent, None]:
         """Events after a number, as they happen, until the job has ended. Raises JobNotFound, ServiceDraining."""
         return self._journal.watch(job_id, after_sequence)
 
@@ -100,7 +100,7 @@ class Desk:
     async def list_checkpoints(self, job_id: str, *, after_step: int, limit: int) -> list[Checkpoint]:
         """Those that are whole, oldest first. Raises JobNotFound."""
         await self._store.get_job(job_id)
-        found = await asyncio.to_thread(self._checkpoints.list, job_id)
+        found = await asyncio.to_thread(self._checkpoints.list_checkpoints, job_id)
         return [checkpoint for checkpoint in found if checkpoint.step > after_step][:limit]
 
 

@@ -1,7 +1,7 @@
 """Jobs as they change: every change goes through here, so that those who watch hear of it at once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -40,7 +40,7 @@ class Journal:
             changed.set()
         return job
 
-    async def watch(self, job_id: str, after_sequence: int) -> AsyncIterator[JobEvent]:
+    async def watch(self, job_id: str, after_sequence: int) -> AsyncGenerator[JobEvent, None]:
         """Events after a number, as they happen, until the job has ended. Raises JobNotFound, ServiceDraining."""
         while True:
             changed = self._changed.setdefault(job_id, asyncio.Event())

@@ -1,7 +1,7 @@
 """Datasets: taken in, handed out, removed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import datetime
 from typing import Final
 
@@ -59,11 +59,11 @@ class Library:
         """Raises DatasetNotFound."""
         return await self._store.get_dataset(dataset_id)
 
-    async def list(self, *, before: str | None, limit: int) -> list[Dataset]:
+    async def list_datasets(self, *, before: str | None, limit: int) -> list[Dataset]:
         """Newest first, those older than the id `before`."""
         return await self._store.list_datasets(before=before, limit=limit)
 
-    async def read(self, dataset_id: str) -> AsyncIterator[bytes]:
+    async def read(self, dataset_id: str) -> AsyncGenerator[bytes, None]:
         """The file as it was taken in. Raises DatasetNotFound."""
         dataset = await self._store.get_dataset(dataset_id)
         file = await asyncio.to_thread(self._files.path(dataset.digest).open, "rb")

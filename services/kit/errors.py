@@ -43,7 +43,8 @@ Pure Python: cores, adapters and workers raise these; `status.py` translates.
     └── InternalError              a bug of ours
 
 A message says what happened and what to do about it, for the person who reads it in a terminal. Every class
-has the one constructor of `LaresError`, so that an error can be rebuilt from its parts after a pipe or a wire; shorthands are classmethods.
+has the one constructor of `LaresError`, so that an error can be rebuilt from its parts after a pipe or a
+wire; shorthands are classmethods.
 """
 
 import re

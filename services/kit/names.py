@@ -120,7 +120,8 @@ class ModelRef:
     def _parse_pypi(cls, rest: str, field: str) -> Self:
         separator = "==" if "==" in rest else "@"
         name, found, revision = rest.partition(separator)
-        # One distribution has many spellings; https://packaging.python.org/en/latest/specifications/name-normalization/
+        # One distribution has many spellings;
+        # https://packaging.python.org/en/latest/specifications/name-normalization/
         canonical = re.sub(r"[-_.]+", "-", _check("pypi", name, field)).lower()
         return cls("pypi", canonical, revision=_check_revision(revision, field) if found else None)
 

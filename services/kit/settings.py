@@ -3,7 +3,7 @@
 Precedence: command line, environment, settings file, default.
 
     Settings                 shared by every process; env LARES_<NAME>, top-level keys of the settings file
-    └ ServiceSettings        one subclass a service, with a `section`; LARES_<SECTION>_<NAME>, table [<section>]
+    └ ServiceSettings        one subclass a service, with a `section`; LARES_<SECTION>_*, table [<section>]
 
 Constructing a class reads nothing from outside, so a test is not at the mercy of the machine that it runs on;
 `load_settings` reads, and remembers where each value came from for `describe`.
@@ -42,12 +42,11 @@ ENV_PREFIX = "LARES_"
 Source = Literal["command line", "environment", "file", "default"]
 
 
-Texts = Annotated[
-    tuple[str, ...],
-    BeforeValidator(
-        lambda v: [part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else v
-    ),
-]
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Type of a field that is a list of texts: an array in the settings file, `a,b` in the environment."""
 
 

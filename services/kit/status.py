@@ -18,8 +18,8 @@ DOMAIN = "lares"
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata key under which gRPC carries a `google.rpc.Status`."""
 
-# An HTTP/2 peer may refuse trailers past 8 KiB (Java and C core do), and both the message (percent-encoded: up
-# to three bytes for one) and the status (base64: four for three) travel in them.
+# An HTTP/2 peer may refuse trailers past 8 KiB (Java and C core do), and both the message (percent-encoded:
+# up to three bytes for one) and the status (base64: four for three) travel in them.
 _MAX_MESSAGE_BYTES = 1000
 _MAX_STATUS_BYTES = 3000
 
@@ -136,7 +136,7 @@ def reason_of(error: type[LaresError] | LaresError) -> str:
 
 
 def to_rpc_status(error: LaresError) -> status_pb2.Status:
-    """The error as `google.rpc.Status`: ErrorInfo always; BadRequest, QuotaFailure, RetryInfo where they apply.
+    """The error as `google.rpc.Status`: ErrorInfo, and BadRequest, QuotaFailure, RetryInfo as apply.
 
     It always fits the trailers of a call: what is too long is cut, the details before the message.
     """

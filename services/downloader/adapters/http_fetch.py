@@ -68,7 +68,9 @@ class _Fetch:
         while True:
             before = self._partial.num_bytes
             try:
-                await self._go_on()
+                # Fetched before a restart, by a source that tells no length.
+                if self._file.sha256 != self._partial.sha256:
+                    await self._go_on()
                 if self._file.sha256 in (None, self._partial.sha256):
                     return
                 if not resumed:
@@ -92,7 +94,7 @@ class _Fetch:
         if self._size_bytes is not None and self._partial.num_bytes > self._size_bytes:
             await self._begin("")
         if self._size_bytes is not None and self._partial.num_bytes == self._size_bytes:
-            self._on_bytes(self._partial.num_bytes)
+            self._tell(self._partial.num_bytes)
             return
         async with self._client.get(self._file.url, self._range_headers()) as response:
             answer = self._read_headers(response)
@@ -156,7 +158,7 @@ class _Fetch:
                     raise DigestMismatch(f"{shown_url(self._file.url)} sends more than its {limit} bytes")
                 buffer += chunk
                 pace.count(len(chunk))
-                self._on_bytes(self._partial.num_bytes + len(buffer))
+                self._tell(self._partial.num_bytes + len(buffer))
                 if len(buffer) >= _WRITE_BYTES:
                     await self._write(buffer)
         finally:
@@ -174,9 +176,12 @@ class _Fetch:
         if chunk:
             await asyncio.to_thread(self._partial.append, chunk)
 
+    def _tell(self, num_bytes: int) -> None:
+        self._on_bytes(num_bytes, self._size_bytes)
+
     async def _begin(self, validator: str) -> None:
         await asyncio.to_thread(self._partial.begin, validator)
-        self._on_bytes(0)
+        self._tell(0)
 
 
 class _Pace:

@@ -18,7 +18,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 def check_path(path: str) -> str:
     """A relative path that stays in its folder on every system. Raises UnsupportedFormat."""
     if why := path_fault(path):
-        raise UnsupportedFormat(f"a file named {ascii(path[:120])} {why}; nothing of it was taken")
+        raise UnsupportedFormat(f"a file named {path[:120]!a} {why}; nothing of it was taken")
     return path
 
 
@@ -39,7 +39,7 @@ def path_fault(path: str) -> str:
 
 
 def check_paths(paths: Iterable[str]) -> None:
-    """Paths that can lie in one folder on every system: each fine, no two the same. Raises UnsupportedFormat."""
+    """Paths that can lie in one folder on every system, no two the same. Raises UnsupportedFormat."""
     files: set[str] = set()
     folders: set[str] = set()
     for path in paths:

@@ -17,8 +17,8 @@ from services.downloader.core.models import (
 )
 from services.kit.names import ModelRef
 
-OnBytes = Callable[[int], None]
-"""Told how many bytes of a file have arrived, all in all."""
+OnBytes = Callable[[int, int | None], None]
+"""Told how many bytes of a file have arrived, all in all, and how many it has, if that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class BlobStore(Protocol):
     """Bytes by their sha256. What `size` finds was verified on its way in."""
 
     def ingest(self, name: str) -> Path:
-        """The folder of what is on its way under that id; survives a restart. It is made if it is not there."""
+        """The folder of what is on its way under that id, made if need be. It survives a restart."""
 
     async def ingests(self) -> Sequence[str]:
         """Ids of all ingest folders."""
@@ -58,9 +58,10 @@ class BlobStore(Protocol):
         """Begin to write a blob whose digest may not be known yet."""
 
     async def adopt(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Move a file of an ingest folder into the store: sync, check size, check sha256, rename, sync the folder.
+        """Move a file of an ingest folder into the store.
 
-        Raises DigestMismatch (the file stays), DiskFull. A blob that is there already and whole stays as it is.
+        Sync it, check its size and sha256, rename it, sync the folder. A blob that is there already is replaced,
+        which repairs it. Raises DigestMismatch (the file stays where it is), DiskFull.
         """
 
     async def size(self, digest: str) -> int | None:
@@ -82,7 +83,7 @@ class BlobStore(Protocol):
         """Delete a blob. Returns the bytes freed; 0 if it is not there."""
 
     async def open_view(self, manifest: str, files: Sequence[StoredFile]) -> Path:
-        """A folder, read only, in which these blobs lie under their own names. Made once per manifest digest."""
+        """A folder in which these blobs lie under their own names, to read. Made once per manifest digest."""
 
     async def views(self) -> Sequence[str]:
         """Manifest digests of all views."""
@@ -93,7 +94,7 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One thing to fetch. path: its name while it is on its way. sha256: 64 hex digits, if the source tells it."""
+    """One thing to fetch. path: its name on its way. sha256: 64 hex digits, if the source tells it."""
 
     path: str
     url: str
@@ -139,15 +140,17 @@ class Source(Protocol):
         """Pin it. Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied."""
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
-        """Bring a file to `target`, going on from what lies there. Checks size and sha256 where they are known.
+        """Bring a file to `target`, going on from what lies there.
 
-        Raises SourceNotFound, SourceUnavailable, DigestMismatch, DiskFull.
+        Checks size and sha256 where they are known. Raises SourceNotFound, SourceUnavailable, DigestMismatch, DiskFull.
         """
 
     async def unpack(
-        self, request: PullRequest, fetched: Mapping[str, Path], folder: Path, on_bytes: OnBytes
+        self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
     ) -> Sequence[LocalFile]:
-        """Make the model's files out of what was fetched (RemoteFile.path -> where it lies). folder: an empty one for them.
+        """Make the model's files out of what was fetched (RemoteFile.path -> where it lies).
+
+        folder: an empty one, for files that have to be made.
 
         Raises UnsupportedFormat, DigestMismatch, DiskFull.
         """
@@ -161,7 +164,7 @@ class Inspector(Protocol):
 
 
 class ModelRegistry(Protocol):
-    """The Registry, as far as the downloader needs it. Every call raises Unavailable if it does not answer."""
+    """The Registry, as far as the downloader needs it. Every call raises Unavailable if nobody answers."""
 
     async def find_model(self, model_id: str) -> KnownModel | None:
         """The model of that id."""
@@ -170,10 +173,13 @@ class ModelRegistry(Protocol):
         """The version, if it is recorded and was not quarantined."""
 
     async def record(self, model: ModelRecord, version: VersionRecord, *, request_id: str) -> None:
-        """Record both, and make the version the one that answers. Repeating it changes nothing. Raises ModelExists."""
+        """Record both, and make the version the one that answers. To repeat it changes nothing."""
 
     async def lease_files(self, version: str, artifact_id: str) -> tuple[StoredFile, ...]:
-        """Files of a version, or of one of its artifacts. Raises ModelNotFound, VersionNotFound, ModelNotAvailable."""
+        """Files of a version, or of one of its artifacts.
+
+        Raises ModelNotFound, VersionNotFound, ModelNotAvailable for what is quarantined.
+        """
 
     def referenced(self) -> AsyncIterator[str]:
         """Digests of all files of all versions and artifacts."""

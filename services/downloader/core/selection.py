@@ -56,9 +56,9 @@ class Piece:
 
 
 def pieces_of(archives: Sequence[Sequence[str]], folder: str) -> list[Piece]:
-    """The members of some archives that make up a model, those of one file one after another, in their order.
+    """The members of some archives that make up a model; those of one file in the order of its parts.
 
-    folder: glob of the model's folder, or empty. Raises UnsupportedFormat if there is no model, or a part is missing.
+    folder: glob of the model's folder, or empty. Raises UnsupportedFormat if there is no model, or not all of it.
     """
     found = []
     for index, members in enumerate(archives):
@@ -82,7 +82,10 @@ def model_files(paths: Iterable[str]) -> list[str]:
 
 
 def hub_files(paths: Sequence[str], tag: str | None) -> list[str]:
-    """Of the files in a hub's repository, those to fetch. tag: a quantization such as `Q4_K_M`. Raises UnsupportedFormat."""
+    """Of the files in a hub's repository, those to fetch. tag: a quantization such as `Q4_K_M`.
+
+    Raises UnsupportedFormat.
+    """
     ggufs = [path for path in paths if path.lower().endswith(".gguf") and "mmproj" not in path.lower()]
     plain = [path for path in paths if path.endswith(_HUB_FILES) and _is_loaded(path)]
     tensors = [path for path in plain if path.endswith(".safetensors")]
@@ -124,7 +127,7 @@ def _of_quantization(ggufs: Sequence[str], tag: str | None) -> list[str]:
 
 
 def _is_loaded(path: str) -> bool:
-    """In the top folder, or one of sentence-transformers' small folders: others hold the same for other engines."""
+    """In the top folder, or in one of sentence-transformers' own. Others hold the same for other engines."""
     folder, _, name = path.rpartition("/")
     return not folder or ("/" not in folder and folder[:1].isdigit() and name == "config.json")
 

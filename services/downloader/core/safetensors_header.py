@@ -60,7 +60,7 @@ def _summary(header: dict[str, Any], num_data_bytes: int) -> SafetensorsHeader:
 def _elements(shape: list[Any]) -> int:
     if any(type(length) is not int or not 0 <= length <= _MAX_DIMENSION for length in shape):
         raise _damaged("a tensor has a shape that makes no sense")
-    return min(math.prod(shape), _MAX_DIMENSION)
+    return int(min(math.prod(shape), _MAX_DIMENSION))
 
 
 def _damaged(why: str) -> UnsupportedFormat:

@@ -1,6 +1,7 @@
 # Everything that is done with this repository. `make` lists it.
-# The environment is .venv; a stamp in it says which locks it was made from, and is written last, so that an
-# interrupted `make` goes on where it stopped and never takes half an environment for a whole one.
+# The environment is .venv. A stamp in it, taken away first and written last, says that it is whole: where an install
+# was interrupted pip takes a half-written package for an installed one, so an environment without its stamp is
+# made anew.
 
 PYTHON ?= python3
 # torch is installed apart from the lock: its build, and its hash, differ by platform.
@@ -33,7 +34,7 @@ up: $(RUNTIME)  ## Install what is missing, pull the starter model, serve (ARGS=
 unexport PROMPT
 chat: export CHAT_PROMPT := $(value PROMPT)
 chat: $(RUNTIME)  ## Ask the running server: make chat PROMPT="What is the capital of France?"
-	@$(BIN)/lares chat $(ARGS) $(if $(value PROMPT),--prompt="$$CHAT_PROMPT")
+	@$(BIN)/lares chat $(ARGS) $(if $(value PROMPT),-- "$$CHAT_PROMPT")
 
 test: $(DEV) $(NODE)  ## Install what the tests need, then run them all (ARGS="-k worker")
 	@sh tests/install-system-packages.sh
@@ -63,7 +64,7 @@ lock: $(DEV)  ## Write the locks from pyproject.toml (ARGS=--upgrade for the new
 	rm requirements.lock.bak requirements-dev.lock.bak
 
 release-contract: $(DEV)  ## Make today's contract the one that later changes must not break
-	$(BIN)/buf build -o $(CONTRACT)
+	$(BIN)/buf build --exclude-source-info -o $(CONTRACT)
 
 clean:  ## Remove the environments and whatever else was made here
 	rm -rf $(VENV) tests/e2e/node/node_modules tests/e2e/node/generated tests/e2e/node/dist dist
@@ -73,6 +74,7 @@ clean:  ## Remove the environments and whatever else was made here
 $(RUNTIME): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Lares needs Python 3.11 or newer; $(PYTHON) is not. Say which: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -f $(RUNTIME) || rm -rf $(VENV)
 	@rm -f $(RUNTIME) $(DEV)
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing what requirements.lock names: a minute or two"
@@ -83,11 +85,12 @@ $(RUNTIME): requirements.lock pyproject.toml
 	@touch $@
 
 $(DEV): $(RUNTIME) requirements-dev.lock
+	@rm -f $(RUNTIME) $(DEV)
 	@echo "Installing what requirements-dev.lock adds"
 	@$(PIP) install -qq --no-deps --require-hashes -r requirements-dev.lock
-	@touch $@
+	@touch $(RUNTIME) $(DEV)
 
 $(NODE): tests/e2e/node/package-lock.json
 	@command -v npm >/dev/null || sh tests/install-system-packages.sh
-	cd tests/e2e/node && npm ci --no-audit --no-fund
+	cd tests/e2e/node && npm ci
 	@touch $@

@@ -1,1 +1,1 @@
-"""The `lares` command: a gRPC client, and the entry point that starts the services."""
+"""The `lares` command: a gRPC client of the services, and the entry point that starts them."""

@@ -170,7 +170,7 @@ def parse_digest(text: str, *, field: str = "digest") -> str:
 
 
 def parse_resource(name: str, pattern: str, *, field: str = "name") -> tuple[str, ...]:
-    """The ids in a name: `(job_id,) = parse_resource(name, "jobs/{job}")`. Raises InvalidReference."""
+    """The ids in a name, as in `(job_id,) = parse_resource(name, "jobs/{job}")`. Raises InvalidReference."""
     parts, wanted = name.split("/"), pattern.split("/")
     if len(parts) != len(wanted):
         raise _invalid(field, name, f"must be {pattern}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 
 from services.kit import errors
 from services.kit.errors import FieldViolation, LaresError

@@ -63,7 +63,7 @@ def test_no_two_services_share_a_database() -> None:
         value
         for service in OURS.values()
         for key, value in service["environment"].items()
-        if key.endswith("_DATABASE_URL")
+        if key.endswith("_DATABASE")
     ]
     assert len(urls) == len(set(urls)) == 3
     made = {

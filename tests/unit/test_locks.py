@@ -24,6 +24,7 @@ def test_a_lock_has_a_hash_for_each_package_and_leaves_torch_to_pip(name: str) -
 
 def test_the_two_python_locks_agree() -> None:
     def pins(name: str) -> set[str]:
-        return set(re.findall(r"^[a-z0-9._-]+==[^ \n]+", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
+        text = (ROOT / name).read_text(encoding="utf-8")
+        return set(re.findall(r"^[a-z0-9._-]+==[^ \n]+", text, re.MULTILINE))
 
     assert pins("requirements.lock") <= pins("requirements-dev.lock")

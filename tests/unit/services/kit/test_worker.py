@@ -2,7 +2,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ from services.kit.worker import Worker, WorkerSpec
 from tests.unit.services.kit import worker_targets as targets
 from tests.unit.services.kit.worker_targets import Heard, Info, Init, Loaded, Order, Request, Say
 
-Start = Callable[..., Any]
-
 
 def spec(target: str = "echo", **changes: Any) -> WorkerSpec[Request, Heard]:
-    parts = {
+    parts: dict[str, Any] = {
         "name": target,
         "init": Init("hello"),
         "events": Heard,

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -43,7 +44,7 @@ Request = Say | Order
 
 def echo(init: Init, port: WorkerPort[Say | Order, Heard]) -> None:
     """Say is echoed until the call is closed or says "bye"; Orders make trouble."""
-    port.ready(Info(init.word, os.getcwd(), dict(os.environ)))
+    port.ready(Info(init.word, str(Path.cwd()), dict(os.environ)))
     watched: list[int] = []
     while not port.closed:
         for incoming in port.receive():
@@ -138,7 +139,7 @@ def polling(init: Init, port: WorkerPort[Say, Heard]) -> None:
     port.receive()
 
 
-def not_annotated(init, port):  # type: ignore[no-untyped-def]
+def not_annotated(init, port):
     port.ready()
 
 

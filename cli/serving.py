@@ -1,0 +1,152 @@
+"""`lares up` and `lares serve`: services in this process, until a signal ends them."""
+
+import asyncio
+import contextlib
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from filelock import FileLock, Timeout
+
+from cli import console
+from cli.client import Client
+from cli.models import pull_model
+from cli.settings import CliSettings
+from lares.inference.v1 import inference_pb2
+from lares.registry.v1 import registry_pb2
+from services.kit.channels import translate_errors
+from services.kit.errors import FailedPrecondition, InvalidArgument, LaresError
+from services.kit.process import Part, run_until_signalled
+from services.kit.server import Build, GrpcServer, Host
+from services.kit.settings import SERVICES, Settings
+from services.kit.telemetry import MetricsPort, configure_logging
+
+GATEWAY = "gateway"
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this room on the command line."""
+    app.command("up")(up)
+    app.command("serve")(serve)
+
+
+def up(ctx: typer.Context) -> None:
+    """Serve everything from this machine: all five services and the gateway.
+
+    Pulls the starter model first if there is no model yet. Prints one line that begins `lares ready` when all
+    is; Ctrl-C stops it.
+    """
+    _serve(ctx.obj, (*SERVICES, GATEWAY), with_starter=True)
+
+
+def serve(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help=f"Any of {', '.join((*SERVICES, GATEWAY))}.")
+    ],
+) -> None:
+    """Serve some of the services from this machine; only what they need is imported."""
+    _serve(ctx.obj, names, with_starter=False)
+
+
+def _serve(overrides: console.Overrides, names: Sequence[str], *, with_starter: bool) -> None:
+    with console.exit_code():
+        known = (*SERVICES, GATEWAY)
+        if unknown := [name for name in names if name not in known]:
+            raise InvalidArgument.at("names", f"{', '.join(unknown)}: must be of {', '.join(known)}")
+        settings = overrides.settings()
+        configure_logging(settings.log_level, settings.log_format)
+        with _own(settings.home, [name for name in known if name in names]):
+            asyncio.run(_run(settings, overrides, [name for name in known if name in names], with_starter))
+
+
+@contextlib.contextmanager
+def _own(home: Path, names: Sequence[str]) -> Iterator[None]:
+    """Hold a home's services. Two processes over one database file and one queue would each undo the other's work."""
+    home.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        for name in names:
+            if name == GATEWAY:
+                continue
+            try:
+                held.enter_context(FileLock(home / f"{name}.lock", timeout=0))
+            except Timeout:
+                why = f"another Lares runs the {name} of {home}: stop it first, or give this one a --home of its own"
+                raise FailedPrecondition(why) from None
+        yield
+
+
+async def _run(
+    settings: Settings, overrides: console.Overrides, names: Sequence[str], with_starter: bool
+) -> None:
+    host = Host(settings, overrides)
+    parts: list[Part] = []
+    addresses: list[str] = []
+    if builds := [_builder(f"services.{name}.service") for name in names if name != GATEWAY]:
+        server = GrpcServer(host, builds)
+        parts.append(server)
+    if GATEWAY in names:
+        gateway = importlib.import_module("gateway.service").build(host)
+        parts.append(gateway)
+    elif settings.metrics is not None:
+        parts.append(MetricsPort(settings.metrics))
+    if with_starter:
+        parts.append(_Starter(host))
+
+    def tell() -> None:
+        if GATEWAY in names:
+            addresses.append(f"http={gateway.address}")
+        if builds:
+            addresses.append(f"grpc={server.address}")
+        typer.echo(f"lares ready {' '.join(addresses)}")
+
+    await run_until_signalled(host, *parts, on_ready=tell)
+
+
+def _builder(module: str) -> Build:
+    build: Build = importlib.import_module(module).build
+    return build
+
+
+class _Starter:
+    """Gives a house without any model its first one, so that a newcomer has something to talk to."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._name = host.load(CliSettings).starter
+
+    async def start(self) -> None:
+        """Pull and prepare the starter if the house is empty. A house that cannot is served all the same."""
+        if not self._name:
+            return
+        settings = self._host.settings.model_copy(update={"grpc": self._host.bound})
+        try:
+            async with Client(settings) as client:
+                listed = await client.registry.ListModels(registry_pb2.ListModelsRequest(page_size=1))
+                if not listed.models:
+                    await pull_model(client, self._name)
+                    await self._prepare(client)
+        except LaresError as error:
+            console.err.print(
+                f"no starter model: {error}; `lares pull {self._name}` tries again", markup=False
+            )
+
+    async def _prepare(self, client: Client) -> None:
+        """Have it in memory once: what the first load converts is kept, and the first answer is quick."""
+        with console.err.status(f"preparing {self._name}"), translate_errors():
+            watch = client.inference.WatchLoadedModels(inference_pb2.WatchLoadedModelsRequest())
+            asked = (
+                await client.inference.LoadModel(inference_pb2.LoadModelRequest(model=self._name))
+            ).loaded_model
+            try:
+                async for change in watch:
+                    model = change.loaded_model
+                    if model.name == asked.name and model.state != inference_pb2.LOADED_MODEL_STATE_LOADING:
+                        return
+            finally:
+                watch.cancel()
+
+    async def stop(self) -> None:
+        """Nothing to do: the pull pauses when it is cancelled."""

@@ -72,11 +72,11 @@ def main(init: Init, port: WorkerPort[Request, Answer]) -> None:
             except LaresError as error:
                 port.fail(incoming.call_id, error)
             except (MemoryError, RecursionError):
-                error = UnsupportedFormat("the files take more memory to read than any real model does")
-                port.fail(incoming.call_id, error)
+                why = "the files take more memory to read than any real model does"
+                port.fail(incoming.call_id, UnsupportedFormat(why))
             except OSError as error:
-                reason = f"a downloaded file cannot be read: {error.strerror}"
-                port.fail(incoming.call_id, InternalError(reason))
+                why = f"a downloaded file cannot be read: {error.strerror}"
+                port.fail(incoming.call_id, InternalError(why))
             else:
                 port.post(events=[(incoming.call_id, answer)], finished=[incoming.call_id])
 

@@ -37,6 +37,7 @@ _NOT_OF_A_MODEL: Final = (
     ".so",
     ".dll",
     ".html",
+    "readme",
 )
 _PART = re.compile(r"(?P<whole>.+)\.part[-_]?(?P<number>\d{1,4})")
 _SHARD = re.compile(r"(?P<whole>.+)-\d{5}-of-\d{5}")

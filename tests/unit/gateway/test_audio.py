@@ -59,6 +59,7 @@ async def test_a_transcription_streams(client: AsyncOpenAI) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_translation_asks_for_english(client: AsyncOpenAI, services: FakeServices) -> None:
     await client.audio.translations.create(model="ear", file=WAV)
     assert services.speech.config.task == pb.TRANSCRIPTION_TASK_TRANSLATE

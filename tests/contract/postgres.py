@@ -42,7 +42,6 @@ class PostgresServer:
 
     def initialise(self) -> None:
         """Make the data folder."""
-        # A locale that sorts otherwise than by code point would be the harder case, but not every machine has one.
         self._run("initdb", "-D", self._data, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
 
     @property
@@ -69,7 +68,7 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    """Start one, and remove it in the end. Fails where PostgreSQL is not installed: `make test` installs it."""
+    """Start one, and remove it in the end. Fails where PostgreSQL is not installed."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = binaries[-1] if binaries else shutil.which("initdb")
     assert found, "these tests need PostgreSQL: tests/install-system-packages.sh installs it"

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +27,7 @@ from services.registry.core.models import (
     VersionKind,
     VersionState,
 )
-from services.registry.core.ports import MAX_PAGE_FILES, ModelStore, Records, RequestRecord
+from services.registry.core.ports import MAX_PAGE_FILES, ModelStore, Page, Records, RequestRecord
 from tests.contract.memory_model_store import MemoryStore
 
 T = TypeVar("T")
@@ -114,6 +115,10 @@ async def save_versions(store: ModelStore, *versions: Version) -> None:
     await store.write(work)
 
 
+def _page_after(after_id: str, records: Records) -> Page[Model]:
+    return records.models(ModelFilter(), after_id=after_id, limit=3)
+
+
 async def ids(store: ModelStore, models: ModelFilter) -> list[str]:
     page = await store.read(lambda records: records.models(models, after_id="", limit=100))
     return [model.id for model in page.items]
@@ -167,7 +172,7 @@ async def test_models_are_listed_by_code_point_of_their_ids_in_pages(store: Mode
     more = True
     while more:
         after = seen[-1] if seen else ""
-        page = await store.read(lambda r, a=after: r.models(ModelFilter(), after_id=a, limit=3))
+        page = await store.read(partial(_page_after, after))
         seen += [model.id for model in page.items]
         more = page.more
 

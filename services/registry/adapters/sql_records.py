@@ -44,15 +44,18 @@ class SqlRecords:
         self._session = session
         self._kept_events = kept_events
         self._kept_requests = kept_requests
+        # What this transaction has read or written of models, to tell what a change leaves as it is.
+        self._loaded: dict[str, Model] = {}
 
     def next_sequence(self) -> int:
         """See Records."""
-        self._session.execute(update(t.changes).values(last=t.changes.c.last + 1))
-        return self._last_change()
+        step = update(t.changes).values(last=t.changes.c.last + 1).returning(t.changes.c.last)
+        return int(self._session.scalars(step).one())
 
     def model(self, model_id: str) -> Model | None:
         """See Records."""
         found = self._load_models(select(t.models).where(t.models.c.id == model_id))
+        self._loaded.update({model.id: model for model in found})
         return found[0] if found else None
 
     def holder_of(self, name: str) -> str | None:
@@ -69,22 +72,25 @@ class SqlRecords:
 
     def save_model(self, model: Model) -> None:
         """See Records."""
+        before = self._loaded.get(model.id) or self.model(model.id)
         row = rows.model_to_row(model)
-        present = select(exists().where(t.models.c.id == model.id))
-        if self._session.scalar(present):
-            self._session.execute(update(t.models).where(t.models.c.id == model.id).values(row))
-        else:
+        if before is None:
             self._session.execute(insert(t.models).values(row))
-        for table, values in (
-            (t.aliases, [{"alias": alias} for alias in model.aliases]),
-            (t.capabilities, [{"capability": capability} for capability in model.capabilities]),
-        ):
-            self._session.execute(delete(table).where(table.c.model_id == model.id))
-            self._insert(table, [{"model_id": model.id, **value} for value in values])
-        self._save_sources(model.id, "", model.source)
+        else:
+            self._session.execute(update(t.models).where(t.models.c.id == model.id).values(row))
+        # Most changes are of versions: they touch the model's row and nothing else of it.
+        if before is None or before.aliases != model.aliases:
+            self._replace(t.aliases, model.id, [{"alias": alias} for alias in model.aliases])
+        if before is None or before.capabilities != model.capabilities:
+            self._replace(t.capabilities, model.id, [{"capability": each} for each in model.capabilities])
+        if before is None or before.source != model.source:
+            self._session.execute(delete(t.sources).filter_by(model_id=model.id, version_id=""))
+            self._insert_sources(model.id, "", model.source)
+        self._loaded[model.id] = model
 
     def delete_model(self, model_id: str) -> None:
         """See Records. The rest goes with it, by its foreign keys."""
+        self._loaded.pop(model_id, None)
         self._session.execute(delete(t.models).where(t.models.c.id == model_id))
 
     def model_size_bytes(self, model_id: str) -> int:
@@ -139,7 +145,7 @@ class SqlRecords:
         """See Records."""
         self._session.execute(insert(t.versions).values(rows.version_to_row(version)))
         self._insert(t.files, rows.files_to_rows(version, "", version.files))
-        self._save_sources(version.model_id, version.id, version.source)
+        self._insert_sources(version.model_id, version.id, version.source)
 
     def update_version(self, version: Version) -> None:
         """See Records."""
@@ -255,9 +261,12 @@ class SqlRecords:
             for row, key in zip(headers, keys, strict=True)
         ]
 
-    def _save_sources(self, model_id: str, version_id: str, source: str) -> None:
+    def _replace(self, table: Table, model_id: str, values: Sequence[rows.Row]) -> None:
+        self._session.execute(delete(table).where(table.c.model_id == model_id))
+        self._insert(table, [{"model_id": model_id, **value} for value in values])
+
+    def _insert_sources(self, model_id: str, version_id: str, source: str) -> None:
         key = {"model_id": model_id, "version_id": version_id}
-        self._session.execute(delete(t.sources).filter_by(**key))
         hashes = [rows.hash_of(form) for form in source_forms(source)]
         self._insert(t.sources, [key | {"reference_hash": each} for each in hashes])
 

@@ -15,13 +15,12 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from services.downloader.adapters.disk_errors import translated_disk_errors
 from services.downloader.adapters.disk_views import DiskViews
-from services.downloader.core.ids import new_id
 from services.downloader.core.models import StoredFile
 from services.downloader.core.ports import Blob
 from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, InvalidArgument
@@ -39,9 +38,14 @@ class DiskBlobStore:
     def __init__(self, root: Path) -> None:
         self._ingest = root / "ingest"
         self._blobs = root / "blobs" / "sha256"
-        self._views = DiskViews(root / "views", self._path)
-        for folder in (self._ingest, self._blobs, root / "views"):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._views_folder = root / "views"
+        self._views = DiskViews(self._views_folder, self._path)
+
+    def open(self) -> None:
+        """Make its folders. Raises DiskFull, PermissionDenied."""
+        for folder in (self._ingest, self._blobs, self._views_folder):
+            with translated_disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
 
     def ingest(self, name: str) -> Path:
         """The folder of what is on its way under that id."""
@@ -57,15 +61,17 @@ class DiskBlobStore:
         """Delete an ingest folder. Returns the bytes freed."""
         return await asyncio.to_thread(_drop_folder, self._ingest / parse_id(name))
 
-    async def begin(self) -> "DiskBlobWriter":
-        """Begin to write a blob."""
-        return DiskBlobWriter(self, f"blob-{new_id()}")
+    async def create(self, name: str) -> "DiskIngestFile":
+        """Begin to write a file."""
+        return DiskIngestFile(self.ingest(name) / "blob")
 
-    async def adopt(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Sync, check size, check sha256, rename, sync the folder."""
-        if digest is not None:
-            parse_digest(digest)
-        return await asyncio.to_thread(self._adopt, file, size_bytes, digest)
+    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
+        """Sync, check size, check sha256."""
+        return await asyncio.to_thread(_examine, file, size_bytes, digest)
+
+    async def adopt(self, file: Path, blob: Blob) -> None:
+        """Rename, sync the folder."""
+        await asyncio.to_thread(self._adopt, file, blob)
 
     async def size(self, digest: str) -> int | None:
         """Length of a blob, or None."""
@@ -80,7 +86,7 @@ class DiskBlobStore:
         """Read all of it."""
         await asyncio.to_thread(self._verify, blob)
 
-    async def read(self, digest: str, offset_bytes: int = 0) -> AsyncIterator[bytes]:
+    async def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
         """Its bytes in chunks."""
         path = self._path(digest)
         try:
@@ -112,6 +118,10 @@ class DiskBlobStore:
         """A folder in which these blobs lie under their own names."""
         return await asyncio.to_thread(self._views.open, manifest, files)
 
+    def view_path(self, manifest: str) -> Path:
+        """Where the view of that manifest lies."""
+        return self._views.path(manifest)
+
     async def views(self) -> Sequence[str]:
         """Manifest digests of all views."""
         return await asyncio.to_thread(self._views.names)
@@ -124,23 +134,16 @@ class DiskBlobStore:
         hex_digits = parse_digest(digest).removeprefix("sha256:")
         return self._blobs / hex_digits[:2] / hex_digits
 
-    def _adopt(self, file: Path, size_bytes: int | None, digest: str | None) -> Blob:
-        with translated_disk_errors(file):
-            _sync(file)
-            found = Blob(sha256_of(file), file.stat().st_size)
-            if size_bytes is not None and found.size_bytes != size_bytes:
-                raise DigestMismatch(f"{file.name} has {found.size_bytes} bytes instead of {size_bytes}")
-            if digest is not None and found.digest != digest:
-                raise DigestMismatch(f"{file.name} has the digest {found.digest} instead of {digest}")
-            path = self._path(found.digest)
+    def _adopt(self, file: Path, blob: Blob) -> None:
+        path = self._path(blob.digest)
+        with translated_disk_errors(path):
             if not path.parent.exists():
                 path.parent.mkdir(exist_ok=True)
                 _sync_folder(self._blobs)
             _seal(file)
-            # Replacing what is there repairs it, should it have been damaged.
+            # Rename last: a crash must leave no half-written blob under its digest.
             file.replace(path)
             _sync_folder(path.parent)
-            return found
 
     def _check(self, blob: Blob) -> None:
         path = self._path(blob.digest)
@@ -173,34 +176,24 @@ class DiskBlobStore:
                 yield Blob(f"sha256:{file.name}", file.stat().st_size)
 
 
-class DiskBlobWriter:
-    """See `BlobWriter`."""
+class DiskIngestFile:
+    """See `IngestFile`."""
 
-    def __init__(self, store: DiskBlobStore, name: str) -> None:
-        self._store = store
-        self._name = name
-        self._path = store.ingest(name) / "blob"
-        self._file: BinaryIO = self._path.open("wb")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO = path.open("wb")
 
     async def write(self, chunk: bytes) -> None:
         """Append."""
         await asyncio.to_thread(self._write, chunk)
 
-    async def commit(self, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Verify and store."""
-        try:
+    async def close(self) -> None:
+        """No more will be written."""
+        with translated_disk_errors(self.path):
             self._file.close()
-            return await self._store.adopt(self._path, size_bytes=size_bytes, digest=digest)
-        finally:
-            await self.abort()
-
-    async def abort(self) -> None:
-        """Drop what was written."""
-        self._file.close()
-        await self._store.drop_ingest(self._name)
 
     def _write(self, chunk: bytes) -> None:
-        with translated_disk_errors(self._path):
+        with translated_disk_errors(self.path):
             self._file.write(chunk)
             self._file.flush()
 
@@ -209,6 +202,17 @@ def sha256_of(file: Path) -> str:
     """`sha256:<hex>` of a file's bytes."""
     with file.open("rb") as opened:
         return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+
+
+def _examine(file: Path, size_bytes: int | None, digest: str | None) -> Blob:
+    with translated_disk_errors(file):
+        _sync(file)
+        found = Blob(sha256_of(file), file.stat().st_size)
+    if size_bytes is not None and found.size_bytes != size_bytes:
+        raise DigestMismatch(f"{file.name} has {found.size_bytes} bytes instead of {size_bytes}")
+    if digest is not None and found.digest != digest:
+        raise DigestMismatch(f"{file.name} has the digest {found.digest} instead of {digest}")
+    return found
 
 
 def _seal(file: Path) -> None:
@@ -224,7 +228,8 @@ def _size(path: Path) -> int | None:
 
 
 def _sync(file: Path) -> None:
-    # Windows syncs only what is open for writing; elsewhere the file may be sealed already, by an adoption that was killed.
+    # Windows syncs only what is open for writing. Elsewhere the file may be read only already: sealed by an
+    # adoption that was killed.
     descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -25,7 +25,7 @@ class DiskViews:
 
     def open(self, manifest: str, files: Sequence[StoredFile]) -> Path:
         """The view of these files; made if it is not there, or not whole."""
-        view = self._folder(manifest)
+        view = self.path(manifest)
         check_paths(file.path for file in files)
         if not self._is_whole(view, files):
             with translated_disk_errors(view):
@@ -40,9 +40,10 @@ class DiskViews:
 
     def delete(self, manifest: str) -> None:
         """Delete a view. Links go, what they point to stays."""
-        shutil.rmtree(self._folder(manifest), ignore_errors=True)
+        shutil.rmtree(self.path(manifest), ignore_errors=True)
 
-    def _folder(self, manifest: str) -> Path:
+    def path(self, manifest: str) -> Path:
+        """Where the view of that manifest lies. Raises InvalidDigest."""
         if not _MANIFEST.fullmatch(manifest):
             raise InvalidDigest("a view is named by 64 lower-case hex digits")
         return self._root / manifest

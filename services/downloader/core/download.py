@@ -131,6 +131,10 @@ class Download:
             return self
         return replace(self._halted(DownloadState.QUEUED), failure=None)
 
+    def interrupted(self) -> "Download":
+        """The service ended in the middle of it; it waits for its turn again."""
+        return self._halted(DownloadState.QUEUED)
+
     def paused(self) -> "Download":
         """It stops and keeps what has arrived. Raises JobFinished if it has ended."""
         if self.state.is_final:

@@ -1,6 +1,6 @@
 """What the core needs from outside. Each port is fulfilled by an adapter, and by a fake in the tests."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,17 +29,16 @@ class Blob:
     size_bytes: int
 
 
-class BlobWriter(Protocol):
-    """Bytes on their way into the store."""
+class IngestFile(Protocol):
+    """A file on its way into the store."""
+
+    path: Path
 
     async def write(self, chunk: bytes) -> None:
         """Append. Raises DiskFull."""
 
-    async def commit(self, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Verify and store. Raises DigestMismatch, DiskFull; nothing is left behind then."""
-
-    async def abort(self) -> None:
-        """Drop what was written. Harmless after `commit`."""
+    async def close(self) -> None:
+        """No more will be written."""
 
 
 class BlobStore(Protocol):
@@ -54,14 +53,16 @@ class BlobStore(Protocol):
     async def drop_ingest(self, name: str) -> int:
         """Delete an ingest folder. Returns the bytes freed; 0 if it is not there."""
 
-    async def begin(self) -> BlobWriter:
-        """Begin to write a blob whose digest may not be known yet."""
+    async def create(self, name: str) -> IngestFile:
+        """Begin to write a file into the ingest folder of that id."""
 
-    async def adopt(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Move a file of an ingest folder into the store.
+    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
+        """Put an ingested file onto the disk for good, and check its size and sha256. Raises DigestMismatch."""
 
-        Sync it, check its size and sha256, rename it, sync the folder. A blob that is there already is replaced,
-        which repairs it. Raises DigestMismatch (the file stays where it is), DiskFull.
+    async def adopt(self, file: Path, blob: Blob) -> None:
+        """Move an examined file to its digest's path, and put that onto the disk too.
+
+        What is there already is replaced, which repairs it. Raises DiskFull.
         """
 
     async def size(self, digest: str) -> int | None:
@@ -73,7 +74,7 @@ class BlobStore(Protocol):
     async def verify(self, blob: Blob) -> None:
         """Read all of it. Raises CorruptBlob."""
 
-    def read(self, digest: str, offset_bytes: int = 0) -> AsyncIterator[bytes]:
+    def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
         """Its bytes in chunks. Raises BlobNotFound, InvalidArgument past the end."""
 
     async def blobs(self) -> Sequence[Blob]:
@@ -84,6 +85,9 @@ class BlobStore(Protocol):
 
     async def open_view(self, manifest: str, files: Sequence[StoredFile]) -> Path:
         """A folder in which these blobs lie under their own names, to read. Made once per manifest digest."""
+
+    def view_path(self, manifest: str) -> Path:
+        """Where the view of that manifest lies, or would lie."""
 
     async def views(self) -> Sequence[str]:
         """Manifest digests of all views."""

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from services.kit.channels import translate_errors
-from services.kit.errors import LaresError, LeaseNotFound
+from services.kit.errors import LaresError, NotFound
 
 _log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class DownloaderLease:
             await asyncio.sleep(self._ttl_s / 3)
             try:
                 await self._broker.renew(self._lease.name)
-            except LeaseNotFound:
+            except NotFound:
                 await self._replace()
             except LaresError as error:
                 _log.warning("lease was not renewed", lease=self._lease.name, why=str(error))

@@ -78,7 +78,7 @@ class _Entry:
 
 
 class JobLoop:
-    """make_job: gives the job of a request, quickly."""
+    """make_job: gives the job of a request, quickly; a LaresError refuses it."""
 
     def __init__(
         self,
@@ -132,7 +132,12 @@ class JobLoop:
         slice_bytes = None
         if isinstance(request, LiveRequest):
             slice_bytes = 2 * int(request.sample_rate_hz * SLICE_S)
-        entry = self._entries[call_id] = _Entry(call_id, self._make_job(request), slice_bytes)
+        try:
+            job = self._make_job(request)
+        except LaresError as error:
+            self._port.fail(call_id, error)
+            return
+        entry = self._entries[call_id] = _Entry(call_id, job, slice_bytes)
         if slice_bytes is None and self._num_open_files >= _MAX_OPEN_FILES:
             self._waiting_files.append(entry)
             return

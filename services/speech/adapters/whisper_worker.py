@@ -70,7 +70,10 @@ class _Whisper:
 
     def job(self, request: LiveRequest | FileRequest) -> Job:
         if isinstance(request, LiveRequest):
-            raise TypeError("Whisper has no live streams")
+            # The registry should not have said that it can.
+            raise WrongModelKind(
+                f"'{self._init.model_id}' is a Whisper model, which has no live streams; use a Vosk model"
+            )
         return FileJob(self._transcribe(request))
 
     def _transcribe(self, request: FileRequest) -> Generator[WorkerEvent | None, None, None]:

@@ -135,6 +135,20 @@ def test_bug_in_one_request_is_a_clean_error_of_that_request() -> None:
         assert error.reason == "INTERNAL_ERROR"
 
 
+def test_request_that_is_refused_at_once_leaves_the_loop_running() -> None:
+    def make_job(request: LiveRequest | FileRequest) -> Job:
+        if isinstance(request, FileRequest):
+            raise InvalidAudio("no")
+        return Echo()
+
+    with running(make_job) as port:
+        port.tell(1, "open", FILE)
+        assert isinstance(port.heard()[1], InvalidAudio)
+        port.tell(2, "open", LIVE)
+        port.tell(2, "close")
+        assert port.heard() == (2, None)
+
+
 def test_cancelled_file_stops_between_its_steps_and_closes_what_it_holds() -> None:
     closed = threading.Event()
     stepped = threading.Semaphore(0)

@@ -63,7 +63,9 @@ class MemoryTrainerStore:
 
     async def list_jobs(self, *, states: Collection[JobState], before: str | None, limit: int) -> list[Job]:
         jobs = sorted(self._jobs.values(), key=lambda job: job.job_id, reverse=True)
-        wanted = [j for j in jobs if (not states or j.state in states) and (before is None or j.job_id < before)]
+        wanted = [
+            j for j in jobs if (not states or j.state in states) and (before is None or j.job_id < before)
+        ]
         return wanted[:limit]
 
     async def unfinished_jobs(self) -> list[Job]:

@@ -14,7 +14,10 @@ class TrainerSettings(ServiceSettings):
 
     database: SecretStr = Field(
         default=SecretStr(""),
-        description="URL of a PostgreSQL database for datasets' and jobs' records; SQLite in the home folder if empty.",
+        description=(
+            "URL of a PostgreSQL database for datasets' and jobs' records; SQLite in the home "
+            "folder if empty."
+        ),
     )
     max_dataset_bytes: int = Field(
         default=512 * 1024 * 1024, ge=1, description="The largest dataset file taken in, in bytes."
@@ -32,15 +35,20 @@ class TrainerSettings(ServiceSettings):
         description="How far a training worker steps back for serving, 0 to 19, as nice(1) counts it.",
     )
     micro_batch_tokens: int = Field(
-        default=1024,
+        default=256,
         ge=8,
-        description="Tokens that go through the model at once; a larger batch is added up from several. Bounds memory.",
+        description=(
+            "Tokens that go through the model at once; a larger batch is added up from several. "
+            "Bounds memory."
+        ),
     )
     max_fruitless_restarts: int = Field(
         default=3,
         ge=0,
         le=100,
-        description="How often a job whose worker was lost is taken up again without reaching another checkpoint.",
+        description=(
+            "How often a job whose worker was lost is taken up again without reaching another checkpoint."
+        ),
     )
     worker_silence_s: float = Field(
         default=300.0, gt=0, description="Seconds without a sign of life after which a worker is killed."
@@ -51,7 +59,9 @@ class TrainerSettings(ServiceSettings):
     claim_s: float = Field(
         default=30.0,
         gt=0,
-        description="Seconds after which another Trainer on the same database may take up a silent one's job.",
+        description=(
+            "Seconds after which another Trainer on the same database may take up a silent one's job."
+        ),
     )
     patience_s: float = Field(
         default=600.0,

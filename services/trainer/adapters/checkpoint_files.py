@@ -6,7 +6,8 @@
         manifest.json             written last: the step, and the size and sha256 of every other file
         adapter_config.json, adapter_model.safetensors, optimizer.safetensors, state.json
 
-A worker writes a draft and its manifest; only the service gives it its name, once the worker's attempt is known to be current.
+A worker writes a draft and its manifest; only the service gives it its name, once the worker's attempt is
+known to be current.
 """
 
 import hashlib
@@ -91,7 +92,9 @@ class CheckpointFiles:
                 _drop(path)
 
     def commit(self, job_id: str, draft: str) -> Checkpoint:
-        """Give a finished draft its name, and drop the oldest beyond two. Raises DataLoss if it is not whole."""
+        """Give a finished draft its name, and drop the oldest beyond two. Raises DataLoss if it is not
+        whole.
+        """
         source = self.folder(job_id) / draft
         manifest = _read_manifest(source) if _DRAFT.fullmatch(draft) else None
         if manifest is None or not _has_sizes(source, manifest):

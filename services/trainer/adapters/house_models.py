@@ -1,4 +1,6 @@
-"""Base models as the house's other services know them: the Registry resolves, the Downloader lends, Inference converts."""
+"""Base models as the house's other services know them: the Registry resolves, the Downloader lends,
+Inference converts.
+"""
 
 import asyncio
 import contextlib
@@ -143,7 +145,7 @@ async def _keep(stub: "downloads_rpc.DownloaderServiceAsyncStub", name: str) -> 
             with translate_errors():
                 await stub.RenewLease(downloads.RenewLeaseRequest(name=name, ttl=_duration(_LEASE)))
         except LeaseNotFound:
-            # The worker has read the weights by now; only another restart would miss them, and take a new lease.
+            # The worker has read the weights by now; a restart takes a new lease.
             _log.warning("lease ran out", lease=name)
             return
         except LaresError as error:

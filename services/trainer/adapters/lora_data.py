@@ -24,7 +24,9 @@ _PROBED = 64
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An example of at least one token to learn. labels: the token itself, or IGNORED; of the length of token_ids."""
+    """An example of at least one token to learn. labels: the token itself, or IGNORED; of the length of
+    token_ids.
+    """
 
     token_ids: list[int]
     labels: list[int]
@@ -39,7 +41,9 @@ class ExampleEncoder:
     """Turns examples into tokens, cut at max_tokens."""
 
     def __init__(self, tokenizer: Any, *, max_tokens: int) -> None:
-        """tokenizer: a transformers tokenizer. Raises UnsupportedFormat if it cannot tell where its tokens lie."""
+        """tokenizer: a transformers tokenizer. Raises UnsupportedFormat if it cannot tell where its tokens
+        lie.
+        """
         if not tokenizer.is_fast:
             raise UnsupportedFormat(
                 "the model's tokenizer cannot tell which text a token stands for; it cannot be taught"
@@ -71,7 +75,7 @@ class ExampleEncoder:
         match example:
             case Passage(text):
                 return text + end, [(0, len(text) + len(end))]
-            case Conversation(turns) if self._tokenizer.chat_template is not None:
+            case Conversation() if self._tokenizer.chat_template is not None:
                 return self._render_chat(example)
             case Conversation((asked, answer)):
                 question = f"{asked.content}\n"
@@ -89,7 +93,7 @@ class ExampleEncoder:
                 continue
             before = self._apply(messages[:index], opens_answer=True)
             after = self._apply(messages[: index + 1])
-            # A template that rewrites earlier turns (drops their thoughts, say) leaves only the last to learn from.
+            # A template that rewrites earlier turns (drops their thoughts, say) leaves only the last.
             if after.startswith(before) and text.startswith(after):
                 spans.append((len(before), len(after.rstrip())))
         if not spans:
@@ -141,13 +145,15 @@ class Examples:
         if all(self.read(index) is None for index in range(min(_PROBED, len(self)))):
             raise InvalidDataset.at(
                 "job.dataset",
-                "holds nothing to learn for this model within max_sequence_tokens: raise it, or check the examples",
+                "holds nothing to learn for this model within max_sequence_tokens: raise it, or check "
+                "the examples",
             )
         self.num_passed_over = 0
 
 
 def batch_indices(num_examples: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """The examples of a step, counted from 0. A function of the seed alone, so that a resumed job goes on with the same ones.
+    """The examples of a step, counted from 0. A function of the seed alone, so that a resumed job goes on
+    with the same ones.
 
     The batches are cut from one epoch's order after another; each epoch has its own.
     """

@@ -20,7 +20,9 @@ _BYTES: Final = {"float32": 4, "bfloat16": 2}
 
 
 def choose_dtype(folder: Path) -> str:
-    """float32, which trains steadily on a CPU, unless only bfloat16 fits. Raises InsufficientMemory if neither does."""
+    """float32, which trains steadily on a CPU, unless only bfloat16 fits. Raises InsufficientMemory if
+    neither does.
+    """
     num_parameters = _count_parameters(folder)
     available = psutil.virtual_memory().available
     for dtype, size in _BYTES.items():
@@ -28,7 +30,8 @@ def choose_dtype(folder: Path) -> str:
             return dtype
     needs = int(num_parameters * _BYTES["bfloat16"] * _OVERHEAD)
     raise InsufficientMemory(
-        f"training needs about {needs // 2**20} MiB, {available // 2**20} MiB are free; unload models, then try again"
+        f"training needs about {needs // 2**20} MiB, {available // 2**20} MiB are free; unload "
+        f"models, then try again"
     )
 
 
@@ -51,7 +54,9 @@ class LoraModel:
     """The model as the training loop sees it: a loss to go back from, and parameters to step."""
 
     def __init__(self, folder: Path, spec: JobSpec, dtype: str) -> None:
-        """Load the base weights and lay a new adapter on them, drawn from the seed. Raises InvalidArgument, UnsupportedFormat."""
+        """Load the base weights and lay a new adapter on them, drawn from the seed. Raises
+        InvalidArgument, UnsupportedFormat.
+        """
         torch.manual_seed(spec.hyperparameters.seed)
         try:
             base = AutoModelForCausalLM.from_pretrained(
@@ -70,7 +75,7 @@ class LoraModel:
     def loss_sum(self, batch: MicroBatch) -> torch.Tensor:
         """Sum over the learned tokens of their negative log likelihood in nats. Returns a scalar float32."""
         labels = batch.labels[:, 1:]
-        # Logits of a large vocabulary are what fills memory: take them only where some example has a token to learn.
+        # Logits of a large vocabulary fill memory: take them only where some example has a token to learn.
         positions = (labels != IGNORED).any(dim=0).nonzero().flatten()
         inputs: dict[str, Any] = {"input_ids": batch.token_ids, "attention_mask": batch.attention_mask}
         if self._keeps_some_logits:

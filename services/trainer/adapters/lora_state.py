@@ -1,6 +1,7 @@
 """All that a training run is at a step, to disk and back without pickle. Runs in the worker.
 
-What the optimizer and the random generator hold is tensors; the rest is a few numbers. The position in the data is the step.
+What the optimizer and the random generator hold is tensors; the rest is a few numbers. The position in the
+data is the step.
 """
 
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Datasets, jobs and events in SQL: both ports over one database, because a job and its datasets change together."""
+"""Datasets, jobs and events in SQL: both ports over one database, because a job and its datasets change
+together.
+"""
 
 from collections.abc import Collection
 from pathlib import Path

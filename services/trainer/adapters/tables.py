@@ -1,4 +1,6 @@
-"""The Trainer's tables. `document` holds a whole record as JSON; the columns beside it are what queries look for."""
+"""The Trainer's tables. `document` holds a whole record as JSON; the columns beside it are what queries
+look for.
+"""
 
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column

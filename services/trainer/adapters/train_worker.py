@@ -21,7 +21,7 @@ from services.trainer.core.ports import DraftWritten, Remark, Report, StepDone, 
 from services.trainer.core.spec import total_steps
 from services.trainer.settings import TrainerSettings
 
-# Short of the five seconds that CancelJob promises; a worker notices within a micro-batch, most often far sooner.
+# Short of the five seconds that CancelJob promises; a worker notices within a micro-batch.
 _STOP_GRACE_S: Final = 2.0
 
 

@@ -29,7 +29,8 @@ class Summary:
 class DatasetChecker:
     """Feed it a JSONL file in pieces, then ask for the summary.
 
-    It stops at the tenth line at fault: `feed` and `finish` raise InvalidDataset, whose violations name the lines as
+    It stops at the tenth line at fault: `feed` and `finish` raise InvalidDataset, whose violations name
+    the lines as
     `line 3`, and PayloadTooLarge past max_bytes. Blank lines and a UTF-8 byte order mark are passed over.
     """
 
@@ -48,7 +49,8 @@ class DatasetChecker:
         self._size_bytes += len(chunk)
         if self._size_bytes > self._max_bytes:
             raise PayloadTooLarge(
-                f"a dataset may have at most {self._max_bytes} bytes; split it, or raise trainer.max_dataset_bytes"
+                f"a dataset may have at most {self._max_bytes} bytes; split it, or raise "
+                f"trainer.max_dataset_bytes"
             )
         self._hash.update(chunk)
         lines = (self._rest + chunk).split(b"\n")

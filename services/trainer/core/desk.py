@@ -43,7 +43,9 @@ class Desk:
         self._now = now
 
     async def create(self, spec: JobSpec, *, sequence_was_given: bool, request_id: str) -> Job:
-        """Put a job into the queue. Raises InvalidArgument, ModelNotFound, WrongModelKind, DatasetNotFound, VersionExists."""
+        """Put a job into the queue. Raises InvalidArgument, ModelNotFound, WrongModelKind,
+        DatasetNotFound, VersionExists.
+        """
         check_spec(spec)
         if request_id and (earlier := await self._store.find_job(request_id)):
             return earlier
@@ -61,7 +63,8 @@ class Desk:
             if form is DatasetFormat.CHAT and not base.has_chat_template:
                 raise InvalidArgument.at(
                     field,
-                    f"holds conversations, but {base.model_id} has no chat template; use prompt and completion",
+                    f"holds conversations, but {base.model_id} has no chat template; use prompt and "
+                    f"completion",
                 )
         if await self._adapters.exists(base.model_id, spec.adapter_id):
             raise VersionExists(
@@ -90,7 +93,9 @@ class Desk:
         return job
 
     def watch(self, job_id: str, *, after_sequence: int) -> AsyncGenerator[JobEvent, None]:
-        """Events after a number, as they happen, until the job has ended. Raises JobNotFound, ServiceDraining."""
+        """Events after a number, as they happen, until the job has ended. Raises JobNotFound,
+        ServiceDraining.
+        """
         return self._journal.watch(job_id, after_sequence)
 
     async def list_events(self, job_id: str, *, after_sequence: int, limit: int) -> list[JobEvent]:

@@ -1,7 +1,10 @@
-"""The life of a job. Each step is a pure function from a job to a `Change`: the job afterwards, and the events that tell of it.
+"""The life of a job. Each step is a pure function from a job to a `Change`: the job afterwards, and the
+events that tell of it.
 
-A store applies a step in one transaction, so a step sees the newest job and none is lost. What a runner asks for is fenced by
-the attempt that it holds: a runner whose job was cancelled or taken over learns so from `StaleAttempt`, and writes nothing.
+A store applies a step in one transaction, so a step sees the newest job and none is lost. What a runner
+asks for is fenced by
+the attempt that it holds: a runner whose job was cancelled or taken over learns so from `StaleAttempt`,
+and writes nothing.
 """
 
 from collections.abc import Callable
@@ -64,7 +67,9 @@ def queued(job: Job) -> Change:
 
 
 def claimed(owner: str, now: datetime, expire_time: datetime) -> Step:
-    """Take a job up: one that waits, or one whose owner is gone. Raises StaleAttempt if it is somebody else's."""
+    """Take a job up: one that waits, or one whose owner is gone. Raises StaleAttempt if it is somebody
+    else's.
+    """
 
     def step(job: Job) -> Change:
         if not is_claimable(job, owner, now):

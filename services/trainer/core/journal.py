@@ -41,7 +41,9 @@ class Journal:
         return job
 
     async def watch(self, job_id: str, after_sequence: int) -> AsyncGenerator[JobEvent, None]:
-        """Events after a number, as they happen, until the job has ended. Raises JobNotFound, ServiceDraining."""
+        """Events after a number, as they happen, until the job has ended. Raises JobNotFound,
+        ServiceDraining.
+        """
         while True:
             changed = self._changed.setdefault(job_id, asyncio.Event())
             job = await self._store.get_job(job_id)

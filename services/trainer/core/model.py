@@ -16,7 +16,9 @@ class DatasetFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file of examples, every one of them checked. digest: `sha256:<hex>`, which is also where its bytes lie."""
+    """A file of examples, every one of them checked. digest: `sha256:<hex>`, which is also where its bytes
+    lie.
+    """
 
     dataset_id: str
     file_name: str
@@ -141,7 +143,8 @@ class Claim:
 class Job:
     """A job. attempt grows with each taking up and fences off whoever held an earlier one.
 
-    num_fruitless_restarts counts the workers lost since the checkpoint at checkpoint_step, or since the beginning.
+    num_fruitless_restarts counts the workers lost since the checkpoint at checkpoint_step, or since the
+    beginning.
     """
 
     job_id: str
@@ -177,7 +180,9 @@ class EventLevel(Enum):
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """One event of a job, numbered from 1 without gaps. At most one of state, progress and checkpoint is set."""
+    """One event of a job, numbered from 1 without gaps. At most one of state, progress and checkpoint is
+    set.
+    """
 
     sequence: int
     time: datetime

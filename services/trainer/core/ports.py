@@ -49,7 +49,8 @@ class JobStore(Protocol):
     async def add_job(self, change: Change, *, request_id: str) -> Job:
         """Record a new job; of an earlier request with this id (if not empty), return that one's instead.
 
-        Raises DatasetNotFound, and VersionExists if a job that has not ended makes a version of the same name.
+        Raises DatasetNotFound, and VersionExists if a job that has not ended makes a version of the same
+        name.
         """
         ...
 
@@ -70,7 +71,9 @@ class JobStore(Protocol):
         ...
 
     async def update_job(self, job_id: str, step: Step) -> Job:
-        """Apply a step in one transaction, its events with it. Raises JobNotFound and what the step raises."""
+        """Apply a step in one transaction, its events with it. Raises JobNotFound and what the step
+        raises.
+        """
         ...
 
     async def list_events(self, job_id: str, *, after_sequence: int, limit: int) -> list[JobEvent]:
@@ -143,7 +146,9 @@ class AdapterSink(Protocol):
         ...
 
     async def record(self, job: Job, files: Sequence[StoredFile]) -> str:
-        """Make them a version of the base model. Returns `models/{model}/versions/{version}`. Raises VersionExists."""
+        """Make them a version of the base model. Returns `models/{model}/versions/{version}`. Raises
+        VersionExists.
+        """
         ...
 
     async def discard(self, version: str) -> None:
@@ -163,7 +168,9 @@ class CheckpointStore(Protocol):
         ...
 
     def commit(self, job_id: str, draft: str) -> Checkpoint:
-        """Give a finished draft its name, and drop the oldest beyond two. Raises DataLoss if it is not whole."""
+        """Give a finished draft its name, and drop the oldest beyond two. Raises DataLoss if it is not
+        whole.
+        """
         ...
 
     def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
@@ -220,7 +227,8 @@ class TrainWorker(Protocol):
     """A process that trains."""
 
     def train(self, task: TrainingTask) -> AsyncGenerator[Report, None]:
-        """Train to the last step, whose draft is the result. Closing the iterator ends the process within seconds.
+        """Train to the last step, whose draft is the result. Closing the iterator ends the process within
+        seconds.
 
         Raises WorkerLost, InvalidDataset, InvalidArgument, InsufficientMemory, DiskFull.
         """

@@ -1,4 +1,6 @@
-"""Jobs take their turns: oldest first, a few at a time. What ran when the service stopped goes on at the next start."""
+"""Jobs take their turns: oldest first, a few at a time. What ran when the service stopped goes on at the
+next start.
+"""
 
 import asyncio
 import contextlib
@@ -30,7 +32,9 @@ class Queue:
         self._loop: asyncio.Task[None] | None = None
 
     def start(self, owner: str) -> None:
-        """Begin to take jobs up. owner: this Trainer's own id, the same at every start: its jobs are its own again at once."""
+        """Begin to take jobs up. owner: this Trainer's own id, the same at every start: its jobs are its
+        own again at once.
+        """
         self._owner = owner
         self._loop = asyncio.create_task(self._serve())
 

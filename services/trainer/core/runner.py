@@ -80,7 +80,9 @@ class Run:
         self._unavailable_since: datetime | None = None
 
     async def finish(self) -> None:
-        """Work until the job has ended or is not ours any more. Being cancelled stops the worker and leaves the job as it is."""
+        """Work until the job has ended or is not ours any more. Being cancelled stops the worker and
+        leaves the job as it is.
+        """
         work = asyncio.create_task(self._work())
         claim = asyncio.create_task(self._keep_claim())
         try:

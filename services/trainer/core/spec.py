@@ -1,4 +1,6 @@
-"""What a caller may ask for. Each rule is a comment of the contract, `Job` in trainer.proto; fields are named as there."""
+"""What a caller may ask for. Each rule is a comment of the contract, `Job` in trainer.proto; fields are
+named as there.
+"""
 
 import math
 import re
@@ -31,7 +33,9 @@ class _Rules:
 
 
 def check_spec(spec: JobSpec) -> None:
-    """Everything that can be told without asking anybody. Raises InvalidArgument with every field at fault."""
+    """Everything that can be told without asking anybody. Raises InvalidArgument with every field at
+    fault.
+    """
     rules = _Rules()
     rules.need(bool(spec.base_model), "base_model", "must name the model to teach")
     if spec.adapter_id:
@@ -74,7 +78,9 @@ def _check_hyperparameters(rules: _Rules, given: Hyperparameters) -> None:
 
 
 def fit_to_base(spec: JobSpec, base: BaseModel, *, sequence_was_given: bool) -> JobSpec:
-    """Hold the longest example against the model's context. A default gives way; a wish that is too long is refused."""
+    """Hold the longest example against the model's context. A default gives way; a wish that is too long
+    is refused.
+    """
     limit = base.context_length
     given = spec.hyperparameters
     if not limit or given.max_sequence_tokens <= limit:

@@ -1,4 +1,6 @@
-"""The rest of the house, as far as the Trainer sees it: a Registry and a Downloader in memory, over real gRPC."""
+"""The rest of the house, as far as the Trainer sees it: a Registry and a Downloader in memory, over real
+gRPC.
+"""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -28,7 +30,9 @@ class FakeRegistry(registry_rpc.RegistryServiceServicer):
         self.requests: dict[str, str] = {}
         self.is_away = False
 
-    def add(self, model_id: str, *, kind: Any = registry.MODEL_KIND_TEXT_GENERATION, context: int = 256) -> None:
+    def add(
+        self, model_id: str, *, kind: Any = registry.MODEL_KIND_TEXT_GENERATION, context: int = 256
+    ) -> None:
         """Record a model with one version of safetensors."""
         name = f"models/{model_id}"
         self.models[model_id] = registry.Model(

@@ -29,7 +29,9 @@ class Served:
     server: GrpcServer
     client: "rpc.TrainerServiceAsyncStub"
 
-    async def upload(self, content: bytes, *, file_name: str = "data.jsonl", request_id: str = "") -> pb.Dataset:
+    async def upload(
+        self, content: bytes, *, file_name: str = "data.jsonl", request_id: str = ""
+    ) -> pb.Dataset:
         def parts() -> Iterator[pb.CreateDatasetRequest]:
             yield pb.CreateDatasetRequest(header=pb.DatasetHeader(file_name=file_name, request_id=request_id))
             for start in range(0, len(content), 1000):

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lares.registry.v1 import registry_pb2 as registry
@@ -30,7 +31,9 @@ from tests.unit.services.trainer.house import House
 from tests.unit.services.trainer.served import Served, chat_lines, serve
 from tests.unit.services.trainer.test_train_worker import worker_pid
 
-SHORT = pb.Hyperparameters(max_steps=4, batch_size=2, max_sequence_tokens=128, save_steps=2, learning_rate=1e-2)
+SHORT = pb.Hyperparameters(
+    max_steps=4, batch_size=2, max_sequence_tokens=128, save_steps=2, learning_rate=1e-2
+)
 ENDLESS = pb.Hyperparameters(max_steps=1_000_000, batch_size=2, max_sequence_tokens=128, save_steps=1)
 
 
@@ -48,7 +51,9 @@ async def served(house: House, tmp_path: Path) -> AsyncIterator[Served]:
 
 
 async def test_a_dataset_is_taken_in_and_read_back_as_it_was(served: Served) -> None:
-    content = b"\xef\xbb\xbf" + chat_lines([("Hi", "Hello")]) + b"\r\n" + chat_lines([("Xin chào", "Chào bạn 😀")])
+    content = (
+        b"\xef\xbb\xbf" + chat_lines([("Hi", "Hello")]) + b"\r\n" + chat_lines([("Xin chào", "Chào bạn 😀")])
+    )
     dataset = await served.upload(content, file_name="dữ liệu.jsonl")
     assert (dataset.num_examples, dataset.size_bytes) == (2, len(content))
     assert dataset.format == pb.DATASET_FORMAT_CHAT
@@ -75,7 +80,9 @@ async def test_a_file_name_is_a_label_and_never_a_path(served: Served, file_name
         await served.upload(chat_lines([("a", "b")]), file_name=file_name)
 
 
-@pytest.mark.parametrize("name", ["datasets/../jobs", "datasets//etc/passwd", "datasets/..", "/proc/self/environ"])
+@pytest.mark.parametrize(
+    "name", ["datasets/../jobs", "datasets//etc/passwd", "datasets/..", "/proc/self/environ"]
+)
 async def test_names_that_are_paths_do_not_parse(served: Served, name: str) -> None:
     with pytest.raises(InvalidReference), translate_errors():
         await served.client.GetDataset(pb.GetDatasetRequest(name=name))
@@ -215,7 +222,7 @@ async def test_a_cancelled_job_ends_within_five_seconds_and_leaves_no_version(se
         await served.create(dataset, adapter_id="never")
     async with asyncio.timeout(5):
         assert (await served.cancel(job)).state == pb.JOB_STATE_CANCELLED
-    assert not Path(f"/proc/{pid}").exists()
+    assert not psutil.pid_exists(pid)
     assert "models/tiny/versions/never" not in served.house.registry.versions
     await served.client.DeleteDataset(pb.DeleteDatasetRequest(name=dataset.name))
 
@@ -248,7 +255,7 @@ async def test_a_job_goes_on_where_it_was_when_the_service_comes_back(house: Hou
         await served.server.stop(grace_s=1)
         with pytest.raises(ServiceDraining):
             await watcher
-        assert not Path(f"/proc/{pid}").exists()
+        assert not psutil.pid_exists(pid)
     async with serve(house, tmp_path) as served:
         events = [event async for event in served.watch(job)]
         job = await served.get(job)

@@ -1,4 +1,6 @@
-"""The real worker process on a tiny model: it trains, it can be killed at any moment, and nothing of it shows in the end."""
+"""The real worker process on a tiny model: it trains, it can be killed at any moment, and nothing of it
+shows in the end.
+"""
 
 import asyncio
 import contextlib
@@ -10,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -25,7 +28,9 @@ HYPERPARAMETERS = Hyperparameters(
     max_steps=8, batch_size=3, learning_rate=1e-2, max_sequence_tokens=128, save_steps=2, seed=7
 )
 # Dropout, so that the random generator is part of what must be resumed.
-SPEC = JobSpec("tiny", "dataset-1", adapter_id="a", lora=Lora(rank=4, dropout=0.1), hyperparameters=HYPERPARAMETERS)
+SPEC = JobSpec(
+    "tiny", "dataset-1", adapter_id="a", lora=Lora(rank=4, dropout=0.1), hyperparameters=HYPERPARAMETERS
+)
 
 
 class Lab:
@@ -150,7 +155,7 @@ async def test_a_cancelled_run_ends_its_process_within_five_seconds(lab: Lab) ->
     async with asyncio.timeout(5):
         with pytest.raises(asyncio.CancelledError):
             await run
-    assert not Path(f"/proc/{pid}").exists()
+    assert not psutil.pid_exists(pid)
 
 
 async def test_a_worker_that_hangs_is_killed_and_reported_as_lost(lab: Lab) -> None:

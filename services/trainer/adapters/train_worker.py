@@ -19,6 +19,7 @@ from services.trainer.adapters.train_messages import (
 from services.trainer.core.model import DatasetFormat
 from services.trainer.core.ports import DraftWritten, Remark, Report, StepDone, TrainingTask
 from services.trainer.core.spec import total_steps
+from services.trainer.core.unbroken import see_through
 from services.trainer.settings import TrainerSettings
 
 # Short of the five seconds that CancelJob promises; a worker notices within a micro-batch.
@@ -47,7 +48,8 @@ class ProcessTrainWorker:
                         case Alive():
                             pass
         finally:
-            await worker.stop(_STOP_GRACE_S)
+            # A second cancellation, while the first closes us, must not leave a process behind.
+            await see_through(worker.stop(_STOP_GRACE_S))
 
     async def _next(
         self, worker: Worker[Begin, TrainEvent], call: WorkerCall[Begin, TrainEvent]

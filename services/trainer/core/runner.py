@@ -39,6 +39,7 @@ from services.trainer.core.ports import (
     TrainingTask,
     TrainWorker,
 )
+from services.trainer.core.unbroken import see_through
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Run:
             raise WorkerLost("the worker ended without its last checkpoint")
         files = await self._shop.adapters.upload(latest[1])
         # A version that was asked for must not be forgotten half-way: whoever cancels waits for its answer.
-        await _see_through(self._record(list(files)))
+        await see_through(self._record(list(files)))
 
     async def _train(self, resume_from: Path | None) -> None:
         job, shop = self._job, self._shop
@@ -214,13 +215,3 @@ class Run:
 
     async def _update(self, step: Step) -> None:
         self._job = await self._shop.journal.update(self._job.job_id, fenced(self._job.attempt, step))
-
-
-async def _see_through(work: "asyncio._CoroutineLike[None]") -> None:
-    """Await `work` to its end even if we are cancelled meanwhile."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

@@ -135,8 +135,8 @@ class House:
     """Both, to be built into one server with the Trainer."""
 
     def __init__(self, model_folder: Path) -> None:
-        self.registry = FakeRegistry()
-        self.downloader = FakeDownloader(model_folder)
+        self.registry = FakeRegistry()  # type: ignore[abstract]
+        self.downloader = FakeDownloader(model_folder)  # type: ignore[abstract]
 
     def build_registry(self, host: Host) -> FakeRegistry:
         return self.registry

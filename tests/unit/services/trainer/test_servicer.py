@@ -250,11 +250,12 @@ async def test_a_job_goes_on_where_it_was_when_the_service_comes_back(house: Hou
     async with serve(house, tmp_path) as served:
         job = await served.create(await served.upload_examples(), hyperparameters=slow)
         await first_step(served, job)
-        watcher = asyncio.create_task(served.finish(job))
+        watch = served.watch(job)
+        await anext(watch)
         pid = worker_pid()
-        await served.server.stop(grace_s=1)
+        await served.server.stop(grace_s=5)
         with pytest.raises(ServiceDraining):
-            await watcher
+            _ = [event async for event in watch]
         assert not psutil.pid_exists(pid)
     async with serve(house, tmp_path) as served:
         events = [event async for event in served.watch(job)]

@@ -11,6 +11,7 @@ Pure Python: cores, adapters and workers raise these; `status.py` translates.
     │   ├── InvalidDataset
     │   ├── InvalidAudio
     │   ├── InvalidPageToken
+    │   ├── OffsetPastEnd          a place in a blob or file that lies behind its last byte
     │   └── InvalidTemplate        a chat template that does not compile or breaks its limits
     ├── Unauthenticated
     ├── PermissionDenied
@@ -150,6 +151,10 @@ class InvalidAudio(InvalidArgument):
 
 class InvalidPageToken(InvalidArgument):
     """A page token that this listing did not give out."""
+
+
+class OffsetPastEnd(InvalidArgument):
+    """A place in a blob or file that lies behind its last byte."""
 
 
 class InvalidTemplate(InvalidArgument):

@@ -49,6 +49,7 @@ TABLE: dict[type[LaresError], Row] = {
     errors.InvalidDataset: Row(_C.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_dataset"),
     errors.InvalidAudio: Row(_C.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_audio"),
     errors.InvalidPageToken: Row(_C.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_page_token"),
+    errors.OffsetPastEnd: Row(_C.OUT_OF_RANGE, 416, "invalid_request_error", "offset_past_end"),
     errors.InvalidTemplate: Row(_C.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_template"),
     errors.Unauthenticated: Row(_C.UNAUTHENTICATED, 401, "authentication_error", "invalid_api_key"),
     errors.PermissionDenied: Row(_C.PERMISSION_DENIED, 403, "permission_error", "permission_denied"),

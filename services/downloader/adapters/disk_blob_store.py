@@ -23,7 +23,7 @@ from services.downloader.adapters.disk_errors import translated_disk_errors
 from services.downloader.adapters.disk_views import DiskViews
 from services.downloader.core.models import StoredFile
 from services.downloader.core.ports import Blob
-from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, InvalidArgument
+from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, OffsetPastEnd
 from services.kit.names import parse_digest, parse_id
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -96,9 +96,7 @@ class DiskBlobStore:
         try:
             size_bytes = os.fstat(file.fileno()).st_size
             if offset_bytes > size_bytes:
-                raise InvalidArgument.at(
-                    "offset_bytes", f"lies past the end: the blob has {size_bytes} bytes"
-                )
+                raise OffsetPastEnd.at("offset_bytes", f"lies past the end: the blob has {size_bytes} bytes")
             file.seek(offset_bytes)
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield chunk

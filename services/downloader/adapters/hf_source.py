@@ -61,10 +61,8 @@ class HfSource:
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
         """Bring a file here."""
         await fetch(self._http(), file, target, on_bytes)
-        git_id = self._git_ids.get(file.url)
-        if git_id is not None and await asyncio.to_thread(_git_id, target) != git_id:
-            target.unlink(missing_ok=True)
-            raise DigestMismatch(f"{file.path} is not what the hub's commit holds; nothing of it was kept")
+        if (git_id := self._git_ids.get(file.url)) is not None:
+            await asyncio.to_thread(_check_git_id, file.path, target, git_id)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
@@ -163,7 +161,10 @@ def _cap(response: httpx2.Response) -> None:
         response.stream = _CappedStream(response.stream)
 
 
-def _git_id(file: Path) -> str:
-    """What git calls these bytes: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
+def _check_git_id(path: str, file: Path, git_id: str) -> None:
+    """git_id: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects. Raises DigestMismatch."""
     content = file.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if found != git_id:
+        file.unlink()
+        raise DigestMismatch(f"{path} is not what the hub's commit holds; nothing of it was kept")

@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -21,29 +22,48 @@ def path_of_url(url: str) -> Path:
 
 async def copy_file(source: Path, target: Path, on_bytes: OnBytes, *, sha256: str | None = None) -> None:
     """Copy from the beginning. Raises SourceNotFound, PermissionDenied, DigestMismatch, DiskFull."""
-    hashed = hashlib.sha256()
-    with await asyncio.to_thread(_open, source) as opened, await asyncio.to_thread(target.open, "wb") as copy:
-        num_bytes, size_bytes = 0, source.stat().st_size
-        while num := await asyncio.to_thread(_copy_chunk, opened, copy, target, hashed):
-            num_bytes += num
-            on_bytes(num_bytes, max(size_bytes, num_bytes))
-    if sha256 not in (None, hashed.hexdigest()):
-        target.unlink(missing_ok=True)
-        raise DigestMismatch(f"{source.name} has the sha256 {hashed.hexdigest()} instead of {sha256}")
-
-
-def _open(source: Path) -> BinaryIO:
+    copy = _Copy(source, target)
+    await asyncio.to_thread(copy.open)
     try:
-        return source.open("rb")
-    except PermissionError as error:
-        raise PermissionDenied(f"{source} may not be read by this service") from error
-    except OSError as error:
-        raise SourceNotFound(f"{source} cannot be opened: {error.strerror}") from error
+        while await asyncio.to_thread(copy.step):
+            on_bytes(copy.num_bytes, max(copy.size_bytes, copy.num_bytes))
+    finally:
+        copy.close()
+    if sha256 not in (None, copy.sha256.hexdigest()):
+        raise DigestMismatch(f"{source.name} has the sha256 {copy.sha256.hexdigest()} instead of {sha256}")
 
 
-def _copy_chunk(source: BinaryIO, copy: BinaryIO, target: Path, hashed: "hashlib._Hash") -> int:
-    chunk = source.read(_COPY_BYTES)
-    hashed.update(chunk)
-    with translated_disk_errors(target):
-        copy.write(chunk)
-    return len(chunk)
+class _Copy:
+    """A copy in steps. Its methods block."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        self._source_path = source
+        self._target_path = target
+        self._files = ExitStack()
+        self.num_bytes = 0
+        self.size_bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def open(self) -> None:
+        try:
+            self._source = self._files.enter_context(self._source_path.open("rb"))
+        except PermissionError as error:
+            raise PermissionDenied(f"{self._source_path} may not be read by this service") from error
+        except OSError as error:
+            raise SourceNotFound(f"{self._source_path} cannot be opened: {error.strerror}") from error
+        self.size_bytes = self._source_path.stat().st_size
+        with translated_disk_errors(self._target_path):
+            self._target = self._files.enter_context(self._target_path.open("wb"))
+
+    def step(self) -> bool:
+        """Whether there may be more."""
+        chunk = self._source.read(_COPY_BYTES)
+        self.sha256.update(chunk)
+        with translated_disk_errors(self._target_path):
+            self._target.write(chunk)
+            self._target.flush()
+        self.num_bytes += len(chunk)
+        return bool(chunk)
+
+    def close(self) -> None:
+        self._files.close()

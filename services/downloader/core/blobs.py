@@ -91,7 +91,7 @@ class Blobs:
             self.writing.discard(name)
 
     async def read(self, digest: str, offset_bytes: int) -> AsyncGenerator[bytes, None]:
-        """A blob's bytes. Raises InvalidDigest, BlobNotFound, InvalidArgument past the end."""
+        """A blob's bytes. Raises InvalidDigest, BlobNotFound, OffsetPastEnd."""
         parse_digest(digest)
         async with aclosing(self.store.read(digest, offset_bytes)) as chunks:
             async for chunk in chunks:

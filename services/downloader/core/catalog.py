@@ -81,10 +81,10 @@ class Catalog:
 
     def _unknown(self, source: str) -> SourceNotFound:
         near = difflib.get_close_matches(source, self._entries, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f" did you mean {near[0]}?" if near else ""
         return SourceNotFound(
-            f"'{source}' is not in the catalogue; {hint}It has {', '.join(self._entries)}. "
-            "Anything else is pulled by reference, such as pypi:NAME, hf:ORG/REPO or file:/PATH",
+            f"'{source[:80]}' is not in the catalogue, which has {', '.join(self._entries)};{hint}"
+            " anything else is pulled by reference, such as pypi:NAME, hf:ORG/REPO or file:/PATH",
             violations=[FieldViolation("source", "is not in the catalogue")],
             metadata={"source": source},
         )

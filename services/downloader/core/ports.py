@@ -75,7 +75,7 @@ class BlobStore(Protocol):
         """Read all of it. Raises CorruptBlob."""
 
     def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
-        """Its bytes in chunks. Raises BlobNotFound, InvalidArgument past the end."""
+        """Its bytes in chunks. Raises BlobNotFound, OffsetPastEnd."""
 
     async def blobs(self) -> Sequence[Blob]:
         """All that is stored."""

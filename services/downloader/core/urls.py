@@ -37,7 +37,11 @@ def parse_url(url: str, *, schemes: tuple[str, ...] = ("https", "http")) -> Addr
 
 def follow(base: str, location: str) -> str:
     """Where a redirect leads. Raises SourceUnavailable if it leaves HTTP, or leaves TLS."""
-    target = parse_url(urljoin(base, location)).url
+    try:
+        joined = urljoin(base, location)
+    except ValueError as error:
+        raise SourceUnavailable(f"{shown_url(base)} redirects to what is no address") from error
+    target = parse_url(joined).url
     if _split(base).scheme == "https" and _split(target).scheme != "https":
         raise SourceUnavailable(f"{shown_url(base)} redirects from https to http, which is refused")
     return target

@@ -1,0 +1,112 @@
+"""`BlobStore` in memory, for unit tests. Only what is on its way lies on disk, for adapters write there."""
+
+import hashlib
+import shutil
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+from services.downloader.core.models import StoredFile
+from services.downloader.core.paths import check_paths
+from services.downloader.core.ports import Blob
+from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, OffsetPastEnd
+from services.kit.names import parse_digest, parse_id
+
+
+class MemoryIngestFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.path.write_bytes(b"")
+
+    async def write(self, chunk: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(chunk)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class MemoryBlobStore:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.bytes_of: dict[str, bytes] = {}
+        self.damaged: set[str] = set()
+        self.open_views: dict[str, tuple[StoredFile, ...]] = {}
+
+    def ingest(self, name: str) -> Path:
+        folder = self._root / "ingest" / parse_id(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    async def ingests(self) -> Sequence[str]:
+        folder = self._root / "ingest"
+        return sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+
+    async def drop_ingest(self, name: str) -> int:
+        folder = self._root / "ingest" / parse_id(name)
+        if not folder.exists():
+            return 0
+        size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        shutil.rmtree(folder)
+        return size_bytes
+
+    async def create(self, name: str) -> MemoryIngestFile:
+        return MemoryIngestFile(self.ingest(name) / "blob")
+
+    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
+        content = file.read_bytes()
+        found = Blob(f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+        if size_bytes not in (None, found.size_bytes) or digest not in (None, found.digest):
+            raise DigestMismatch(f"{file.name} is not what was promised")
+        return found
+
+    async def adopt(self, file: Path, blob: Blob) -> None:
+        self.bytes_of[parse_digest(blob.digest)] = file.read_bytes()
+        self.damaged.discard(blob.digest)
+        file.unlink()
+
+    async def size(self, digest: str) -> int | None:
+        content = self.bytes_of.get(parse_digest(digest))
+        return None if content is None else len(content)
+
+    async def check(self, blob: Blob) -> None:
+        content = self.bytes_of.get(parse_digest(blob.digest))
+        if content is None or len(content) != blob.size_bytes or blob.digest in self.damaged:
+            raise CorruptBlob(f"{blob.digest} is not whole")
+
+    async def verify(self, blob: Blob) -> None:
+        await self.check(blob)
+
+    async def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
+        content = self.bytes_of.get(parse_digest(digest))
+        if content is None:
+            raise BlobNotFound.named(digest)
+        if offset_bytes > len(content):
+            raise OffsetPastEnd.at("offset_bytes", "lies past the end")
+        if offset_bytes < len(content):
+            yield content[offset_bytes:]
+
+    async def blobs(self) -> Sequence[Blob]:
+        return [Blob(digest, len(content)) for digest, content in self.bytes_of.items()]
+
+    async def delete(self, digest: str) -> int:
+        return len(self.bytes_of.pop(parse_digest(digest), b""))
+
+    async def open_view(self, manifest: str, files: Sequence[StoredFile]) -> Path:
+        check_paths(file.path for file in files)
+        view = self.view_path(manifest)
+        for file in files:
+            target = view / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.bytes_of[file.digest])
+        self.open_views[manifest] = tuple(files)
+        return view
+
+    def view_path(self, manifest: str) -> Path:
+        return self._root / "views" / manifest
+
+    async def views(self) -> Sequence[str]:
+        return sorted(self.open_views)
+
+    async def delete_view(self, manifest: str) -> None:
+        if self.open_views.pop(manifest, None) is not None:
+            shutil.rmtree(self.view_path(manifest))

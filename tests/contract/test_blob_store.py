@@ -1,0 +1,192 @@
+"""What every blob store must do: the one in memory that unit tests use, and the one on disk."""
+
+import hashlib
+import os
+import random
+import string
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.downloader.adapters.disk_blob_store import DiskBlobStore
+from services.downloader.core.models import StoredFile, manifest_digest
+from services.downloader.core.ports import Blob, BlobStore
+from services.kit.errors import (
+    BlobNotFound,
+    CorruptBlob,
+    DigestMismatch,
+    InvalidArgument,
+    OffsetPastEnd,
+    UnsupportedFormat,
+)
+from tests.contract.memory_blob_store import MemoryBlobStore
+
+CONTENT = os.urandom(3_000_000)
+DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+ABSENT = "sha256:" + "0" * 64
+
+
+@pytest.fixture(params=["memory", "disk"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    if request.param == "memory":
+        return MemoryBlobStore(tmp_path)
+    return opened(tmp_path)
+
+
+def opened(root: Path) -> DiskBlobStore:
+    store = DiskBlobStore(root)
+    store.open()
+    return store
+
+
+async def put(store: BlobStore, content: bytes = CONTENT) -> Blob:
+    file = await store.create("x")
+    await file.write(content)
+    await file.close()
+    blob = await store.examine(file.path)
+    await store.adopt(file.path, blob)
+    return blob
+
+
+async def contents(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def test_what_is_adopted_is_read_back_from_any_offset(store: BlobStore) -> None:
+    blob = await put(store)
+    assert blob == Blob(DIGEST, len(CONTENT))
+    assert await store.size(DIGEST) == len(CONTENT)
+    assert await store.blobs() == [blob]
+    for offset in (0, 1, 1_048_576, len(CONTENT) - 1, len(CONTENT)):
+        assert await contents(store.read(DIGEST, offset)) == CONTENT[offset:]
+
+
+async def test_an_offset_past_the_end_is_refused(store: BlobStore) -> None:
+    await put(store)
+    with pytest.raises(OffsetPastEnd):
+        await contents(store.read(DIGEST, len(CONTENT) + 1))
+
+
+async def test_what_is_not_there_is_said_to_be_absent(store: BlobStore) -> None:
+    assert await store.size(ABSENT) is None
+    assert await store.delete(ABSENT) == 0
+    assert await store.blobs() == []
+    with pytest.raises(BlobNotFound):
+        await contents(store.read(ABSENT))
+    with pytest.raises(CorruptBlob):
+        await store.check(Blob(ABSENT, 1))
+
+
+async def test_a_wrong_size_or_digest_is_refused_and_nothing_is_stored(store: BlobStore) -> None:
+    file = await store.create("x")
+    await file.write(CONTENT)
+    await file.close()
+    with pytest.raises(DigestMismatch):
+        await store.examine(file.path, size_bytes=len(CONTENT) + 1)
+    with pytest.raises(DigestMismatch):
+        await store.examine(file.path, digest=ABSENT)
+    assert await store.blobs() == []
+    assert await store.examine(file.path, size_bytes=len(CONTENT), digest=DIGEST)
+
+
+async def test_storing_the_same_bytes_twice_keeps_one(store: BlobStore) -> None:
+    await put(store)
+    await put(store)
+    assert len(await store.blobs()) == 1
+    assert await store.delete(DIGEST) == len(CONTENT)
+    assert await store.blobs() == []
+
+
+async def test_an_ingest_folder_is_dropped_with_all_in_it(store: BlobStore) -> None:
+    (store.ingest("download-1") / "0.part").write_bytes(b"12345")
+    assert await store.ingests() == ["download-1"]
+    assert await store.drop_ingest("download-1") == 5
+    assert await store.drop_ingest("download-1") == 0
+    assert await store.ingests() == []
+
+
+async def test_a_view_shows_blobs_under_their_own_names(store: BlobStore) -> None:
+    first, second = await put(store, b"one"), await put(store, b"two")
+    files = [
+        StoredFile("config.json", first.size_bytes, first.digest),
+        StoredFile("deep/er/model.bin", second.size_bytes, second.digest),
+        StoredFile("copy.json", first.size_bytes, first.digest),
+    ]
+    manifest = manifest_digest(files)
+    view = await store.open_view(manifest, files)
+    assert view == store.view_path(manifest) == await store.open_view(manifest, files)
+    assert (view / "config.json").read_bytes() == (view / "copy.json").read_bytes() == b"one"
+    assert (view / "deep/er/model.bin").read_bytes() == b"two"
+    assert await store.views() == [manifest]
+    await store.delete_view(manifest)
+    assert await store.views() == []
+    assert await store.size(second.digest) == 3
+
+
+async def test_no_name_or_digest_leads_out_of_the_store(store: BlobStore, tmp_path: Path) -> None:
+    blob = await put(store, b"x")
+    before = sorted(tmp_path.rglob("*"))
+    for name in hostile_names():
+        with pytest.raises(InvalidArgument):
+            await store.size(name)
+        with pytest.raises(InvalidArgument):
+            await store.delete(f"sha256:{name}")
+        with pytest.raises(InvalidArgument):
+            store.ingest(name)
+        files = [StoredFile(name, blob.size_bytes, blob.digest)]
+        with pytest.raises(UnsupportedFormat):
+            await store.open_view(manifest_digest(files), files)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def hostile_names() -> list[str]:
+    fixed = ["", ".", "..", "../x", "/etc/passwd", "a/../../b", "a//b", "C:\\x", "\\\\host\\x", "a\0b", "con:x"]
+    choose = random.Random(13)
+    made = []
+    while len(made) < 300:
+        name = "".join(choose.choice("./\\\0:" + string.ascii_letters) for _ in range(choose.randrange(1, 40)))
+        made.append(f"../{name}")
+    return fixed + made
+
+
+# What only the disk can do.
+
+
+async def test_a_blob_on_disk_is_read_only_and_lies_under_its_digest(tmp_path: Path) -> None:
+    await put(opened(tmp_path))
+    hex_digits = DIGEST.removeprefix("sha256:")
+    path = tmp_path / "blobs" / "sha256" / hex_digits[:2] / hex_digits
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_mode & 0o222 == 0
+
+
+async def test_a_blob_that_was_zeroed_is_noticed_though_its_size_is_right(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    blob = await put(store)
+    await store.check(blob)
+    path = next((tmp_path / "blobs").rglob("??" + "?" * 62))
+    path.chmod(0o644)
+    path.write_bytes(bytes(len(CONTENT)))
+    with pytest.raises(CorruptBlob, match="damaged"):
+        await store.check(blob)
+    await put(store)  # A pull brings it again, which repairs it.
+    await store.check(blob)
+
+
+async def test_a_copied_store_is_checked_once_and_trusted_again(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    blob = await put(store)
+    path = next((tmp_path / "blobs").rglob("??" + "?" * 62))
+    os.utime(path)
+    await store.check(blob)
+    assert path.stat().st_mtime < 1_500_000_000
+
+
+async def test_a_view_with_a_broken_link_is_made_anew(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    blob = await put(store)
+    files = [StoredFile("model.gguf", blob.size_bytes, blob.digest)]
+    view = await store.open_view(manifest_digest(files), files)
+    (view / "model.gguf").unlink()
+    assert (await store.open_view(manifest_digest(files), files) / "model.gguf").read_bytes() == CONTENT

@@ -1,0 +1,92 @@
+"""A real HTTP server on a real socket that says what a test tells it to say, byte by byte."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Request:
+    """What was asked. number: from 1, over all connections."""
+
+    number: int
+    path: str
+    headers: dict[str, str]
+
+    @property
+    def first_byte(self) -> int:
+        """Of the range that is asked for; 0 without one."""
+        return int(self.headers.get("range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+
+
+Answer = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class Server:
+    """answer: called for each request; it may also close the writer, or never return."""
+
+    answer: Answer
+    url: str = ""
+    requests: list[Request] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, one request."""
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            first, *lines = head.split("\r\n")
+            headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
+            request = Request(len(self.requests) + 1, first.split(" ")[1], headers)
+            self.requests.append(request)
+            await self.answer(request, writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(answer: Answer) -> AsyncIterator[Server]:
+    """The server, while the block runs."""
+    server = Server(answer)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    host, port = listening.sockets[0].getsockname()
+    server.url = f"http://{host}:{port}"
+    try:
+        yield server
+    finally:
+        listening.close()
+
+
+def head(status: str, **headers: object) -> bytes:
+    """The beginning of an answer; `content_length=3` becomes `content-length: 3`."""
+    lines = [f"{key.replace('_', '-')}: {value}" for key, value in headers.items()]
+    return "\r\n".join([f"HTTP/1.1 {status}", "connection: close", *lines, "", ""]).encode()
+
+
+def whole(body: bytes, **headers: object) -> Answer:
+    """Answer everything with 200 and that body."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(head("200 OK", content_length=len(body), **headers) + body)
+
+    return answer
+
+
+def ranged(body: bytes, *, etag: str = '"1"', cut: int | None = None) -> Answer:
+    """As an honest server does, with ranges; cut: hang up after that many bytes of each answer."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        first = request.first_byte
+        if first >= len(body):
+            writer.write(head("416 Range Not Satisfiable", content_range=f"bytes */{len(body)}"))
+        elif first and request.headers.get("if-range", etag) == etag:
+            span = f"bytes {first}-{len(body) - 1}/{len(body)}"
+            start = head("206 Partial Content", content_length=len(body) - first, content_range=span, etag=etag)
+            writer.write(start + body[first:][:cut])
+        else:
+            writer.write(head("200 OK", content_length=len(body), etag=etag) + body[:cut])
+
+    return answer

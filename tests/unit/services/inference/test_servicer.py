@@ -5,6 +5,7 @@ import os
 import signal
 from typing import Any
 
+import grpc
 import pytest
 
 from lares.inference.v1 import inference_pb2 as pb
@@ -169,7 +170,7 @@ async def check_death(running: Running) -> None:
     os.kill(ready.worker_pid, signal.SIGKILL)
     for call in calls:
         with pytest.raises(WorkerLost) as caught, translate_errors():
-            async for _ in call:
+            while await call.read() is not grpc.aio.EOF:
                 pass
         assert caught.value.retry_after_s is not None
     failed = (await watch.read()).loaded_model

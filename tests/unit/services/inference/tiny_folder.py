@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.contract.tiny_llama import tiny_llama
 
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('this role is refused') }}{% endif %}"
     "{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 )
 

@@ -71,7 +71,7 @@ async def _default_model(client: Client) -> str:
     return await first_model(client, registry_pb2.CAPABILITY_CHAT, pull_hint=STARTER)
 
 
-def _say(request: pb.GenerateRequest, role: pb.Role, text: str) -> None:
+def _say(request: pb.GenerateRequest, role: pb.Role.ValueType, text: str) -> None:
     request.chat.messages.append(pb.ChatMessage(role=role, content=[pb.ContentPart(text=text)]))
 
 
@@ -119,8 +119,8 @@ class Answer:
 def _converse(settings: Settings, request: pb.GenerateRequest, model: str) -> None:
     """Ask and answer until the person ends it.
 
-    The loop runs only while an answer comes, so that Ctrl-C means what a person expects: it stops the answer, and at the
-    prompt it ends the conversation.
+    The loop runs only while an answer comes, so that Ctrl-C means what a person expects: it stops the
+    answer, and at the prompt it ends the conversation.
     """
     client = Client(settings)
 

@@ -1,9 +1,12 @@
 """The command's connection to the services: one stub a service, over as few channels as their addresses allow."""
 
+# The async stubs' classes are only in the types: an annotation must not look them up.
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
@@ -74,7 +77,7 @@ class Client:
             self._channels[endpoint] = connect(endpoint, max_message_bytes=self.settings.max_message_bytes)
         return self._channels[endpoint]
 
-    def health(self, service: str) -> health_pb2_grpc.HealthStub:
+    def health(self, service: str) -> Any:
         """The health of the process that a service runs in."""
         return health_pb2_grpc.HealthStub(self.channel(service))
 

@@ -1,4 +1,4 @@
-"""What the commands share: the two consoles, JSON, tables, and the one place where an error becomes a line and an exit code."""
+"""What the commands share: the consoles, JSON, tables, and the place where an error becomes an exit code."""
 
 import asyncio
 import json
@@ -110,19 +110,21 @@ def _numbers(data: dict[str, Any], message: Message) -> dict[str, Any]:
     return data
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Any) -> bool:
     return bool(field.message_type and field.message_type.GetOptions().map_entry)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
     """Print rows under their headings, or a line that says what to do when there are none."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for column in columns[:-1]:
+        table.add_column(column, no_wrap=True)
+    table.add_column(columns[-1], overflow="fold")
     for row in rows:
         table.add_row(*row)
     if table.row_count:
-        out.print(table)
+        # A pipe has no width: whoever reads it wants a row on a line.
+        out.print(table, width=None if out.is_terminal else 10_000)
     else:
         err.print(empty, markup=False)
 

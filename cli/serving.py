@@ -35,14 +35,17 @@ def register(app: typer.Typer) -> None:
 def up(ctx: typer.Context) -> None:
     """Serve everything from this machine: all five services and the gateway.
 
-    Pulls the starter model first if there is no model yet. Prints one line that begins `lares ready` when all is; Ctrl-C stops it.
+    Pulls the starter model first if there is no model yet. Prints one line that begins `lares ready` when all
+    is; Ctrl-C stops it.
     """
     _serve(ctx.obj, (*SERVICES, GATEWAY), with_starter=True)
 
 
 def serve(
     ctx: typer.Context,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help=f"Any of {', '.join((*SERVICES, GATEWAY))}.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help=f"Any of {', '.join((*SERVICES, GATEWAY))}.")
+    ],
 ) -> None:
     """Serve some of the services from this machine; only what they need is imported."""
     _serve(ctx.obj, names, with_starter=False)
@@ -75,7 +78,9 @@ def _own(home: Path, names: Sequence[str]) -> Iterator[None]:
         yield
 
 
-async def _run(settings: Settings, overrides: console.Overrides, names: Sequence[str], with_starter: bool) -> None:
+async def _run(
+    settings: Settings, overrides: console.Overrides, names: Sequence[str], with_starter: bool
+) -> None:
     host = Host(settings, overrides)
     parts: list[Part] = []
     addresses: list[str] = []
@@ -92,7 +97,7 @@ async def _run(settings: Settings, overrides: console.Overrides, names: Sequence
 
     def tell() -> None:
         if GATEWAY in names:
-            addresses.append(f"http={gateway.address}")
+            addresses.append(f"http={gateway.bound}")
         if builds:
             addresses.append(f"grpc={server.address}")
         typer.echo(f"lares ready {' '.join(addresses)}")
@@ -124,13 +129,17 @@ class _Starter:
                     await pull_model(client, self._name)
                     await self._prepare(client)
         except LaresError as error:
-            console.err.print(f"no starter model: {error}; `lares pull {self._name}` tries again", markup=False)
+            console.err.print(
+                f"no starter model: {error}; `lares pull {self._name}` tries again", markup=False
+            )
 
     async def _prepare(self, client: Client) -> None:
-        """Have it in memory once: what is converted from GGUF at the first load is kept, and the first answer is quick."""
+        """Have it in memory once: what the first load converts is kept, and the first answer is quick."""
         with console.err.status(f"preparing {self._name}"), translate_errors():
             watch = client.inference.WatchLoadedModels(inference_pb2.WatchLoadedModelsRequest())
-            asked = (await client.inference.LoadModel(inference_pb2.LoadModelRequest(model=self._name))).loaded_model
+            asked = (
+                await client.inference.LoadModel(inference_pb2.LoadModelRequest(model=self._name))
+            ).loaded_model
             try:
                 async for change in watch:
                     model = change.loaded_model

@@ -36,16 +36,24 @@ def register(app: typer.Typer) -> None:
 
 def transcribe(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A sound file of any common format.", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A sound file of any common format.", exists=True, dir_okay=False)
+    ],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Served name. Default: the first model here that can transcribe.")
+        str,
+        typer.Option("--model", "-m", help="Served name. Default: the first model here that can transcribe."),
     ] = "",
-    language: Annotated[str, typer.Option(help="The language spoken, as ISO 639-1. Default: found from the sound.")] = "",
+    language: Annotated[
+        str, typer.Option(help="The language spoken, as ISO 639-1. Default: found from the sound.")
+    ] = "",
     prompt: Annotated[str, typer.Option(help="Words that lead the model: names, spelling.")] = "",
     translate: Annotated[bool, typer.Option("--translate", help="Into English.")] = False,
     words: Annotated[bool, typer.Option("--words", help="The time of each word too, with --json.")] = False,
     live: Annotated[
-        bool, typer.Option("--live", help="Stream a 16-bit mono WAV as a microphone would, and show partial results.")
+        bool,
+        typer.Option(
+            "--live", help="Stream a 16-bit mono WAV as a microphone would, and show partial results."
+        ),
     ] = False,
     form: Annotated[Form, typer.Option("--format", help="How it is printed.")] = Form.TEXT,
     as_json: console.Json = False,
@@ -56,7 +64,8 @@ def transcribe(
     async def whole(client: Client) -> None:
         task = pb.TRANSCRIPTION_TASK_TRANSLATE if translate else pb.TRANSCRIPTION_TASK_TRANSCRIBE
         config = pb.TranscriptionConfig(
-            model=model or await _default_model(client, registry_pb2.CAPABILITY_TRANSCRIPTION, "whisper-base"),
+            model=model
+            or await _default_model(client, registry_pb2.CAPABILITY_TRANSCRIPTION, "whisper-base"),
             language=language,
             task=task,
             prompt=prompt,
@@ -111,7 +120,9 @@ def transcribe(
     console.run(ctx, as_spoken if live else whole)
 
 
-async def _default_model(client: Client, capability: registry_pb2.Capability, pull_hint: str) -> str:
+async def _default_model(
+    client: Client, capability: registry_pb2.Capability.ValueType, pull_hint: str
+) -> str:
     return await first_model(client, capability, pull_hint=pull_hint)
 
 
@@ -125,18 +136,17 @@ async def _file_parts(file: Path, config: pb.TranscriptionConfig) -> AsyncIterat
 async def _live_parts(file: Path, model: str, *, partial: bool) -> AsyncIterator[pb.StreamRecognizeRequest]:
     """The samples of a WAV file in pieces of a tenth of a second."""
     try:
-        sound = wave.open(str(file), "rb")
+        with wave.open(str(file), "rb") as sound:
+            if sound.getnchannels() != 1 or sound.getsampwidth() != 2:
+                raise InvalidAudio(f"--live streams 16-bit mono, which {file.name} is not; leave --live out")
+            rate = sound.getframerate()
+            yield pb.StreamRecognizeRequest(
+                config=pb.RecognitionConfig(model=model, sample_rate_hz=rate, partial_results=partial)
+            )
+            while samples := sound.readframes(rate // 10):
+                yield pb.StreamRecognizeRequest(audio=samples)
     except (wave.Error, EOFError) as error:
         raise InvalidAudio(f"--live streams a WAV file, which {file.name} is not: {error}") from error
-    with sound:
-        if sound.getnchannels() != 1 or sound.getsampwidth() != 2:
-            raise InvalidAudio(f"--live streams 16-bit mono, which {file.name} is not; leave --live out")
-        rate = sound.getframerate()
-        yield pb.StreamRecognizeRequest(
-            config=pb.RecognitionConfig(model=model, sample_rate_hz=rate, partial_results=partial)
-        )
-        while samples := sound.readframes(rate // 10):
-            yield pb.StreamRecognizeRequest(audio=samples)
 
 
 def _print_segment(segment: pb.Segment, shape: Form) -> None:

@@ -24,7 +24,7 @@ from cli.client import Client
 from lares.inference.v1 import inference_pb2
 from lares.speech.v1 import speech_pb2
 from services.kit.address import Address
-from services.kit.errors import InvalidArgument, LaresError, ServiceUnreachable
+from services.kit.errors import InvalidArgument
 from services.kit.settings import SERVICES, ServiceSettings, Settings, SettingsModel, describe, load_settings
 
 PROBE_TIMEOUT_S = 5.0
@@ -58,14 +58,20 @@ def status(
 
     async def work(client: Client) -> None:
         if unknown := set(wanted) - set(known):
-            raise InvalidArgument.at("services", f"{', '.join(sorted(unknown))}: must be of {', '.join(known)}")
+            raise InvalidArgument.at(
+                "services", f"{', '.join(sorted(unknown))}: must be of {', '.join(known)}"
+            )
         states = await asyncio.gather(*(_state(client, service) for service in wanted))
         rows = list(zip(wanted, states, strict=True))
         if as_json:
-            console.print_json([{"service": s, "address": _address(client, s), "state": state} for s, state in rows])
+            console.print_json(
+                [{"service": s, "address": _address(client, s), "state": state} for s, state in rows]
+            )
         else:
             console.print_table(
-                ("SERVICE", "ADDRESS", "STATE"), ([s, _address(client, s), state] for s, state in rows), empty=""
+                ("SERVICE", "ADDRESS", "STATE"),
+                ([s, _address(client, s), state] for s, state in rows),
+                empty="",
             )
         if any(state != "serving" for state in states):
             raise typer.Exit(1)
@@ -102,8 +108,12 @@ def ps(ctx: typer.Context, as_json: console.Json = False) -> None:
     """List the models that are in memory."""
 
     async def work(client: Client) -> None:
-        loaded = (await client.inference.ListLoadedModels(inference_pb2.ListLoadedModelsRequest(page_size=1000))).loaded_models
-        recognizers = (await client.speech.ListRecognizers(speech_pb2.ListRecognizersRequest(page_size=1000))).recognizers
+        loaded = (
+            await client.inference.ListLoadedModels(inference_pb2.ListLoadedModelsRequest(page_size=1000))
+        ).loaded_models
+        recognizers = (
+            await client.speech.ListRecognizers(speech_pb2.ListRecognizersRequest(page_size=1000))
+        ).recognizers
         if as_json:
             console.print_json(
                 {
@@ -135,7 +145,9 @@ def ps(ctx: typer.Context, as_json: console.Json = False) -> None:
             for recognizer in recognizers
         ]
         console.print_table(
-            ("NAME", "STATE", "DEVICE", "MEMORY", "ACTIVE", "PID"), rows, empty="no model is in memory: the first request loads one"
+            ("NAME", "STATE", "DEVICE", "MEMORY", "ACTIVE", "PID"),
+            rows,
+            empty="no model is in memory: the first request loads one",
         )
 
     console.run(ctx, work)
@@ -158,7 +170,11 @@ def settings(ctx: typer.Context, as_json: console.Json = False) -> None:
 def settings_classes() -> Iterator[type[SettingsModel]]:
     """The shared settings, then those of each service. Imports no service: settings stand in a module of their own."""
     yield Settings
-    for module in (*(f"services.{service}.settings" for service in SERVICES), "gateway.settings", "cli.settings"):
+    for module in (
+        *(f"services.{service}.settings" for service in SERVICES),
+        "gateway.settings",
+        "cli.settings",
+    ):
         found = importlib.import_module(module)
         for value in vars(found).values():
             if isinstance(value, type) and issubclass(value, ServiceSettings) and value.__module__ == module:
@@ -199,7 +215,10 @@ def _examine(settings: Settings) -> Iterator[Finding]:
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
             yield Finding(
-                service, "note", f"lacks {', '.join(missing)}", f"pip install 'lares[{service}]' to serve it here"
+                service,
+                "note",
+                f"lacks {', '.join(missing)}",
+                f"pip install 'lares[{service}]' to serve it here",
             )
         else:
             yield Finding(service, "ok", "has its packages")
@@ -208,7 +227,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _hardware() -> Iterator[Finding]:
-    probe = importlib.import_module("services.inference.adapters.hardware").probe()
+    probe = importlib.import_module("services.inference.adapters.hardware").probe_hardware()
     fast = {"avx512_bf16", "amx_bf16", "neon"} & set(probe.cpu_features)
     yield Finding(
         "cpu",
@@ -216,15 +235,17 @@ def _hardware() -> Iterator[Finding]:
         f"{probe.num_cpus} cores, {probe.cpu_model}, {' '.join(probe.cpu_features) or 'no vector features known'}",
         "" if fast else "no bfloat16 arithmetic: models run in float32",
     )
-    enough = probe.memory_available_bytes >= 2 * GIB
+    enough = probe.memory.available_bytes >= 2 * GIB
     yield Finding(
         "memory",
         "ok" if enough else "note",
-        f"{probe.memory_available_bytes / GIB:.1f} of {probe.memory_total_bytes / GIB:.1f} GiB free",
+        f"{probe.memory.available_bytes / GIB:.1f} of {probe.memory.total_bytes / GIB:.1f} GiB free",
         "" if enough else "the starter model wants 2 GiB",
     )
     for gpu in probe.gpus:
-        yield Finding(f"gpu {gpu.index}", "ok", f"{gpu.model}, {gpu.memory_available_bytes / GIB:.1f} GiB free")
+        yield Finding(
+            f"gpu {gpu.index}", "ok", f"{gpu.model}, {gpu.memory.available_bytes / GIB:.1f} GiB free"
+        )
     if not probe.gpus:
         yield Finding("gpu", "note", "none that NVIDIA's driver knows", "models run on the CPU")
 
@@ -261,4 +282,6 @@ def _address_finding(name: str, address: Address) -> Finding:
             probe.connect((address.host, address.port))
         except OSError:
             return Finding(name, "ok", f"{address} is free")
-    return Finding(name, "note", f"{address} is taken", "by Lares if `lares status` says so; else set another")
+    return Finding(
+        name, "note", f"{address} is taken", "by Lares if `lares status` says so; else set another"
+    )

@@ -32,14 +32,16 @@ def train(
     data: Annotated[
         Path,
         typer.Argument(
-            help='Examples, one JSON object a line: {"messages": [...]}, {"prompt", "completion"}, {"instruction", "output"} or {"text"}.',
+            help='Examples, one JSON object a line: {"messages": [...]}, {"prompt", "completion"},'
+            ' {"instruction", "output"} or {"text"}.',
             exists=True,
             dir_okay=False,
         ),
     ],
     name: Annotated[str, typer.Option(help="Name of the adapter: it is served as MODEL:NAME.")] = "",
     validation: Annotated[
-        Path | None, typer.Option(help="Examples to measure on, of the same form.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(help="Examples to measure on, of the same form.", exists=True, dir_okay=False),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. Default 1.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, whatever the epochs.")] = None,
@@ -73,7 +75,9 @@ def train(
         if validation is not None:
             job.validation_dataset = await _upload(client, validation)
         created = (await client.trainer.CreateJob(pb.CreateJobRequest(job=job))).job
-        await _report(client, created if detach else await _follow(client, created.name, quiet=as_json), as_json)
+        await _report(
+            client, created if detach else await _follow(client, created.name, quiet=as_json), as_json
+        )
 
     console.run(ctx, work)
 
@@ -101,7 +105,9 @@ def jobs(ctx: typer.Context, as_json: console.Json = False) -> None:
             for job in found
         )
         console.print_table(
-            ("JOB", "MODEL", "STATE", "STEP", "LOSS", "RESULT"), rows, empty="no jobs yet: `lares train MODEL DATA` starts one"
+            ("JOB", "MODEL", "STATE", "STEP", "LOSS", "RESULT"),
+            rows,
+            empty="no jobs yet: `lares train MODEL DATA` starts one",
         )
 
     console.run(ctx, work)
@@ -169,7 +175,9 @@ async def _follow(client: Client, name: str, *, quiet: bool) -> pb.Job:
                 else:
                     progress.update(task, facts=event.message)
     except asyncio.CancelledError:
-        console.err.print(f"the job goes on: `lares jobs watch {name.removeprefix('jobs/')}` follows it, `lares jobs cancel` ends it")
+        console.err.print(
+            f"the job goes on: `lares jobs watch {name.removeprefix('jobs/')}` follows it, `lares jobs cancel` ends it"
+        )
         raise
     finally:
         call.cancel()
@@ -188,7 +196,9 @@ async def _report(client: Client, job: pb.Job, as_json: bool) -> None:
     if job.state == pb.JOB_STATE_SUCCEEDED:
         console.out.print(f"[green]✓[/] {job.served_name} answers now: lares chat --model {job.served_name}")
     else:
-        console.out.print(f"job {short} is {console.enum_text(job, 'state')}: `lares jobs watch {short}` follows it")
+        console.out.print(
+            f"job {short} is {console.enum_text(job, 'state')}: `lares jobs watch {short}` follows it"
+        )
 
 
 async def _all_jobs(client: Client) -> AsyncIterator[pb.Job]:

@@ -1,1 +1,1 @@
-"""OpenAI-compatible HTTP in front of the five gRPC services."""
+"""The gateway: OpenAI's HTTP in front, the five services' gRPC behind, translation between and nothing else."""

@@ -28,8 +28,7 @@ def generate(protos: Path, out: Path) -> None:
         f"--python_out={out}",
         f"--grpc_python_out={out}",
         f"--mypy_out=quiet:{out}",
-        # Lares serves and calls with grpc.aio alone, so the stubs need no second, blocking face.
-        f"--mypy_grpc_out=quiet,only_async:{out}",
+        f"--mypy_grpc_out=quiet:{out}",
         *sources,
     ]  # fmt: skip
     # The mypy plugins are found on PATH; an environment that is not activated is not on it.

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
+import yaml
+from grpc.aio import Channel, insecure_channel
 
 LARES = shutil.which("lares", path=str(Path(sys.executable).parent)) or "lares"
 FIRST_RUN_S = 600.0
@@ -102,7 +103,9 @@ class House:
         """Where its OpenAI API is."""
         return f"http://{self.http}/v1"
 
-    def lares(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout_s: float = 300) -> Any:
+    def lares(
+        self, *arguments: str, stdin: str | None = None, check: bool = True, timeout_s: float = 300
+    ) -> Any:
         """Run the command against it. Returns the completed process."""
         done = subprocess.run(
             [LARES, *arguments, f"--home={self.home}", f"--http={self.http}", f"--grpc={self.grpc}"],
@@ -113,7 +116,9 @@ class House:
             check=False,
         )
         if check and done.returncode:
-            raise AssertionError(f"lares {' '.join(arguments)} -> {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.tail()}")
+            raise AssertionError(
+                f"lares {' '.join(arguments)} -> {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.tail()}"
+            )
         return done
 
     def json(self, *arguments: str, timeout_s: float = 300) -> Any:
@@ -125,9 +130,9 @@ class House:
         self.lares("pull", name)
         return name
 
-    def channel(self) -> grpc.Channel:
-        """A gRPC channel to it."""
-        return grpc.insecure_channel(self.grpc)
+    def channel(self) -> Channel:
+        """A gRPC channel to it, for `async with`."""
+        return insecure_channel(self.grpc)
 
 
 @pytest.fixture(scope="session")
@@ -153,3 +158,25 @@ def new_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
     for house in houses:
         if hasattr(house, "process") and house.process.poll() is None:
             house.stop(how=signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def lessons(package_files: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English questions and answers as a chat dataset, a few words each."""
+    corpus = package_files("chatterbot-corpus==1.3.3") / "chatterbot_corpus/data/english"
+    examples = []
+    for topic in ("science", "food", "sports"):
+        for turns in yaml.safe_load((corpus / f"{topic}.yml").read_text())["conversations"]:
+            question, *answers = (str(turn) for turn in turns)
+            examples += [
+                {
+                    "messages": [
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": answer},
+                    ]
+                }
+                for answer in answers
+            ]
+    file = tmp_path_factory.mktemp("lessons") / "lessons.jsonl"
+    file.write_text("".join(json.dumps(example) + "\n" for example in examples[:120]))
+    return file

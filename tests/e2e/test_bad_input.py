@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: each ends in one clear error, in the shape that its reader knows, and the house stays up."""
+"""What goes wrong on purpose ends in one clear error, in the shape that its reader knows, and the house stays up."""
 
 import json
 import os
@@ -11,8 +11,7 @@ from typing import Any
 import grpc
 import openai
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from google.rpc import error_details_pb2, status_pb2
 
 from lares.inference.v1 import inference_pb2 as pb
 from lares.inference.v1 import inference_pb2_grpc as rpc
@@ -21,7 +20,9 @@ from tests.e2e.conftest import STARTER, House
 CHAT = {"model": STARTER, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 
 
-def post(house: House, path: str, body: bytes, content_type: str = "application/json") -> tuple[int, dict[str, Any]]:
+def post(
+    house: House, path: str, body: bytes, content_type: str = "application/json"
+) -> tuple[int, dict[str, Any]]:
     request = urllib.request.Request(f"{house.url}{path}", body, {"content-type": content_type})
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
@@ -43,7 +44,9 @@ def post(house: House, path: str, body: bytes, content_type: str = "application/
         (CHAT | {"messages": [{"role": "user", "content": "word " * 20_000}]}, 400, None),
     ],
 )
-def test_bad_chat_is_refused_in_openai_shape(house: House, body: dict[str, Any], status: int, param: str | None) -> None:
+def test_bad_chat_is_refused_in_openai_shape(
+    house: House, body: dict[str, Any], status: int, param: str | None
+) -> None:
     for stream in (False, True):
         got, answer = post(house, "/chat/completions", json.dumps(body | {"stream": stream}).encode())
         assert got == status, answer
@@ -78,11 +81,13 @@ def test_unknown_path_is_an_error_in_openai_shape(house: House) -> None:
     assert answer["error"]["message"]
 
 
-def test_grpc_error_is_a_google_rpc_status_that_names_the_field(house: House) -> None:
+async def test_grpc_error_is_a_google_rpc_status_that_names_the_field(house: House) -> None:
     request = pb.GenerateRequest(model=STARTER, text="Hi", sampling=pb.SamplingParameters(temperature=9))
-    with house.channel() as channel, pytest.raises(grpc.RpcError) as caught:
-        list(rpc.InferenceServiceStub(channel).Generate(request, timeout=60))
-    status = rpc_status.from_call(caught.value)
+    async with house.channel() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rpc.InferenceServiceStub(channel).Generate(request, timeout=60).read()
+    trailers = dict(caught.value.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
     details = {detail.type_url.rpartition(".")[2]: detail for detail in status.details}
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     details["ErrorInfo"].Unpack(info)
@@ -109,7 +114,9 @@ def test_killed_worker_is_one_clean_error_and_the_next_request_is_answered(house
 
     stream = ask(400)
     next(stream)
-    pid = next(m["worker_pid"] for m in house.json("ps")["loaded_models"] if m["name"] == f"loadedModels/{STARTER}")
+    pid = next(
+        m["worker_pid"] for m in house.json("ps")["loaded_models"] if m["name"] == f"loadedModels/{STARTER}"
+    )
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(openai.APIError) as caught:
         list(stream)
@@ -121,7 +128,13 @@ def test_killed_worker_is_one_clean_error_and_the_next_request_is_answered(house
 def test_failed_pull_lists_nothing(house: House, tmp_path: Path) -> None:
     before = house.json("list")
     (tmp_path / "model.gguf").write_bytes(b"this is no model")
-    for source in ("nobody-knows-this", f"file:{tmp_path / 'model.gguf'}", "pypi:six==1.16.0", "file:/etc/passwd", "../../etc"):
+    for source in (
+        "nobody-knows-this",
+        f"file:{tmp_path / 'model.gguf'}",
+        "pypi:six==1.16.0",
+        "file:/etc/passwd",
+        "../../etc",
+    ):
         done = house.lares("pull", source, check=False)
         assert done.returncode == 1, source
         assert "error:" in done.stderr

@@ -31,7 +31,10 @@ def test_openai_client_streams_an_answer_from_the_starter(client: openai.OpenAI)
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert "Paris" in text
-    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] in (["stop"], ["length"])
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] in (
+        ["stop"],
+        ["length"],
+    )
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens > 3
     assert len(chunks) > 4
@@ -57,15 +60,17 @@ def test_openai_client_gets_the_same_answer_plain_and_async(house: House, client
     assert asyncio.run(ask()) == plain.choices[0].message.content
 
 
-def test_grpc_client_streams_started_deltas_usage_finished(house: House) -> None:
+async def test_grpc_client_streams_started_deltas_usage_finished(house: House) -> None:
     request = pb.GenerateRequest(
         model=STARTER,
-        chat=pb.ChatPrompt(messages=[pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart(text=QUESTION)])]),
+        chat=pb.ChatPrompt(
+            messages=[pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart(text=QUESTION)])]
+        ),
         sampling=pb.SamplingParameters(temperature=0),
         stop=pb.StopConditions(max_tokens=24),
     )
-    with house.channel() as channel:
-        events = list(rpc.InferenceServiceStub(channel).Generate(request, timeout=120))
+    async with house.channel() as channel:
+        events = [event async for event in rpc.InferenceServiceStub(channel).Generate(request, timeout=120)]
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds[0] == "started"
     assert kinds[-2:] == ["usage", "finished"]
@@ -110,7 +115,7 @@ def test_stop_string_ends_the_answer_before_it(client: openai.OpenAI) -> None:
     assert "six" not in done.choices[0].text
 
 
-def test_embeddings_tell_near_from_far(house: House, client: openai.OpenAI) -> None:
+async def test_embeddings_tell_near_from_far(house: House, client: openai.OpenAI) -> None:
     model = house.pull("all-minilm-l6-v2")
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Stocks fell sharply on Monday."]
     vectors = [item.embedding for item in client.embeddings.create(model=model, input=texts).data]
@@ -121,24 +126,33 @@ def test_embeddings_tell_near_from_far(house: House, client: openai.OpenAI) -> N
     assert len(vectors[0]) == 384
     assert cosine(vectors[0], vectors[1]) > 0.5 > 0.2 > cosine(vectors[0], vectors[2])
 
-    with house.channel() as channel:
+    async with house.channel() as channel:
         request = pb.EmbedRequest(model=model, inputs=[pb.EmbedInput(text=texts[0])])
-        answer = rpc.InferenceServiceStub(channel).Embed(request, timeout=120)
+        answer = await rpc.InferenceServiceStub(channel).Embed(request, timeout=120)
     assert list(answer.embeddings[0].values) == pytest.approx(vectors[0], abs=1e-5)
 
 
 def test_models_in_memory_are_listed(house: House) -> None:
     house.lares("chat", "Hi", "--max-tokens", "1", "--model", STARTER)
     loaded = house.json("ps")["loaded_models"]
-    assert [model["state"] for model in loaded if model["name"] == f"loadedModels/{STARTER}"] == ["LOADED_MODEL_STATE_READY"]
+    assert [model["state"] for model in loaded if model["name"] == f"loadedModels/{STARTER}"] == [
+        "LOADED_MODEL_STATE_READY"
+    ]
 
 
 def test_every_event_of_a_stream_is_json_and_the_last_is_done(house: House) -> None:
-    body = {"model": STARTER, "messages": [{"role": "user", "content": "Xin chào 👋"}], "stream": True, "max_tokens": 8}
+    body = {
+        "model": STARTER,
+        "messages": [{"role": "user", "content": "Xin chào 👋"}],
+        "stream": True,
+        "max_tokens": 8,
+    }
     request = urllib.request.Request(
         f"{house.url}/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as response:
         lines = [line for line in response.read().decode().splitlines() if line]
     assert lines[-1] == "data: [DONE]"
-    assert all(json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk" for line in lines[:-1])
+    assert all(
+        json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk" for line in lines[:-1]
+    )

@@ -69,7 +69,9 @@ def test_interrupted_pull_goes_on_after_a_kill_of_everything(new_house: Callable
     house = new_house(LARES_CLI_STARTER="")
     house.start()
     pull = subprocess.Popen(
-        [LARES, "pull", "vosk-small-ko", f"--grpc={house.grpc}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [LARES, "pull", "vosk-small-ko", f"--grpc={house.grpc}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     while not list((house.home / "store" / "ingest").rglob("*")):
         assert pull.poll() is None
@@ -82,8 +84,9 @@ def test_interrupted_pull_goes_on_after_a_kill_of_everything(new_house: Callable
     assert [model["state"] for model in house.json("list")] == ["MODEL_STATE_AVAILABLE"]
 
 
-def test_second_start_is_ready_within_15_seconds_and_answers(new_house: Callable[..., House], house: House) -> None:
-    """The bar of the founding issue, with the machine's noise in it: a start that costs minutes would be a bug, not noise."""
+def test_second_start_is_ready_within_15_seconds_and_answers(
+    new_house: Callable[..., House], house: House
+) -> None:
     second = new_house(LARES_CLI_STARTER="")
     second.start()
     assert second.stop() == 0

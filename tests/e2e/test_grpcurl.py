@@ -61,14 +61,20 @@ def test_every_rpc_of_the_contract_is_served(house: House) -> None:
 def test_grpcurl_chats(house: House) -> None:
     request = {
         "model": STARTER,
-        "chat": {"messages": [{"role": "ROLE_USER", "content": [{"text": "What is the capital of France?"}]}]},
+        "chat": {
+            "messages": [{"role": "ROLE_USER", "content": [{"text": "What is the capital of France?"}]}]
+        },
         "sampling": {"temperature": 0},
         "stop": {"maxTokens": 24},
     }
     done = grpcurl(house, "lares.inference.v1.InferenceService/Generate", data=request)
     assert done.returncode == 0, done.stderr
     assert "finished" in done.stdout
-    text = "".join(json.loads(line.partition(":")[2].strip()) for line in done.stdout.splitlines() if line.strip().startswith('"text"'))
+    text = "".join(
+        json.loads(line.partition(":")[2].strip())
+        for line in done.stdout.splitlines()
+        if line.strip().startswith('"text"')
+    )
     assert "Paris" in text
 
 

@@ -15,14 +15,20 @@ NODE = Path(__file__).parent / "node"
 @pytest.fixture(scope="module")
 def built() -> Path:
     """The folder of the compiled clients."""
-    done = subprocess.run(["npm", "run", "build"], cwd=NODE, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n`make test` installs the packages that this needs"
+    done = subprocess.run(
+        ["npm", "run", "build"], cwd=NODE, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, (
+        f"{done.stdout}\n{done.stderr}\n`make test` installs the packages that this needs"
+    )
     return NODE / "dist"
 
 
 def run(script: Path, house: House) -> str:
     environment = os.environ | {"LARES_GRPC": house.grpc, "LARES_URL": house.url}
-    done = subprocess.run(["node", script], env=environment, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(
+        ["node", script], env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +20,20 @@ TWO_COMMANDS = ["make up\n", "make test\n"]
 
 
 def in_language(name: str) -> str:
-    (code,) = (code for language, code in BLOCKS if language == name)
-    return code
+    codes: list[str] = [code for language, code in BLOCKS if language == name]
+    assert len(codes) == 1
+    return codes[0]
 
 
 @pytest.fixture(scope="module")
-def workshop(house: House, lessons: Path, librivox: list[tuple[Path, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workshop(
+    house: House, lessons: Path, librivox: list[tuple[Path, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with the files that the README's commands are given."""
     folder = tmp_path_factory.mktemp("workshop")
     shutil.copy(lessons, folder / "lessons.jsonl")
     shutil.copy(librivox[0][0], folder / "speech.wav")
-    yield folder
+    return folder
 
 
 def shell(command: str, house: House, folder: Path) -> str:
@@ -64,7 +66,7 @@ def test_commands_of_a_block_work(block: str, house: House, workshop: Path) -> N
     printed = shell(block, house, workshop)
     assert printed.strip()
     if "capital of France" in block:
-        assert "Paris" in "".join(re.findall(r'[\w .]+', printed))
+        assert "Paris" in "".join(re.findall(r"[\w .]+", printed))
 
 
 def test_make_up_serves_and_ends_at_ctrl_c(tmp_path: Path, house: House) -> None:
@@ -87,7 +89,8 @@ def test_make_up_serves_and_ends_at_ctrl_c(tmp_path: Path, house: House) -> None
         assert process.stdout is not None
         ready = next(line for line in process.stdout if line.startswith("lares ready"))
         assert re.fullmatch(r"lares ready http=127\.0\.0\.1:\d+ grpc=127\.0\.0\.1:\d+\n", ready)
-        assert re.sub(r":\d+", ":0", ready) == re.sub(r":\d+", ":0", re.search(r"^lares ready .*\n", README, re.MULTILINE)[0])
+        shown = re.findall(r"^lares ready .*\n", README, re.MULTILINE)
+        assert [re.sub(r":\d+", ":0", line) for line in shown] == [re.sub(r":\d+", ":0", ready)]
         os.killpg(process.pid, signal.SIGINT)  # As the terminal does: everything in the foreground gets it.
         process.wait(60)
     finally:
@@ -102,7 +105,9 @@ def test_make_test_is_what_ci_runs() -> None:
 
 def test_python_example_works(house: House) -> None:
     code = in_language("python").replace("127.0.0.1:7210", house.http)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
 
@@ -132,4 +137,8 @@ def test_settings_table_is_what_the_settings_say(house: House) -> None:
     assert len(table) >= 10
     for env, key, default, description in table:
         shown = rows[env]["default"].replace(str(Path.home()), "~")
-        assert (rows[env]["key"], f"`{shown}`" if shown else "", rows[env]["description"]) == (key, default, description)
+        assert (rows[env]["key"], f"`{shown}`" if shown else "", rows[env]["description"]) == (
+            key,
+            default,
+            description,
+        )

@@ -39,14 +39,16 @@ def english(librivox: list[tuple[Path, str]]) -> tuple[Path, str]:
     return librivox[0]
 
 
-def test_english_file_is_transcribed_over_http(house: House, client: openai.OpenAI, english: tuple[Path, str]) -> None:
+def test_english_file_is_transcribed_over_http(
+    house: House, client: openai.OpenAI, english: tuple[Path, str]
+) -> None:
     model = house.pull("whisper-tiny.en")
     sound, said = english
     heard = client.audio.transcriptions.create(model=model, file=sound).text
     assert error_rate(said, heard) < 0.35, heard
 
 
-def test_english_file_is_transcribed_over_grpc(house: House, english: tuple[Path, str]) -> None:
+async def test_english_file_is_transcribed_over_grpc(house: House, english: tuple[Path, str]) -> None:
     model = house.pull("whisper-tiny.en")
     sound, said = english
 
@@ -54,8 +56,8 @@ def test_english_file_is_transcribed_over_grpc(house: House, english: tuple[Path
         yield pb.TranscribeRequest(config=pb.TranscriptionConfig(model=model, words=True))
         yield pb.TranscribeRequest(chunk=sound.read_bytes())
 
-    with house.channel() as channel:
-        events = list(rpc.SpeechServiceStub(channel).Transcribe(parts(), timeout=120))
+    async with house.channel() as channel:
+        events = [event async for event in rpc.SpeechServiceStub(channel).Transcribe(parts(), timeout=120)]
     assert [event.WhichOneof("event") for event in (events[0], events[-1])] == ["started", "finished"]
     segments = [event.segment for event in events[1:-1]]
     assert error_rate(said, " ".join(segment.text for segment in segments)) < 0.35
@@ -66,7 +68,9 @@ def test_command_transcribes(house: House, english: tuple[Path, str]) -> None:
     house.pull("whisper-tiny.en")
     sound, said = english
     assert error_rate(said, house.lares("transcribe", str(sound), "--model", "whisper-tiny.en").stdout) < 0.35
-    assert house.lares("transcribe", str(sound), "--model", "whisper-tiny.en", "--format", "srt").stdout.startswith("1\n00:00:0")
+    assert house.lares(
+        "transcribe", str(sound), "--model", "whisper-tiny.en", "--format", "srt"
+    ).stdout.startswith("1\n00:00:0")
 
 
 def test_vietnamese_is_recognised_as_such(
@@ -81,7 +85,7 @@ def test_vietnamese_is_recognised_as_such(
     assert len(words(heard.text)) > 3
 
 
-def test_korean_stream_gives_partial_then_final_words_with_times(house: House, korean: Path) -> None:
+async def test_korean_stream_gives_partial_then_final_words_with_times(house: House, korean: Path) -> None:
     model = house.pull("vosk-small-ko")
 
     def parts() -> Iterator[pb.StreamRecognizeRequest]:
@@ -91,8 +95,9 @@ def test_korean_stream_gives_partial_then_final_words_with_times(house: House, k
             while samples := sound.readframes(rate // 10):
                 yield pb.StreamRecognizeRequest(audio=samples)
 
-    with house.channel() as channel:
-        events = list(rpc.SpeechServiceStub(channel).StreamRecognize(parts(), timeout=120))
+    async with house.channel() as channel:
+        call = rpc.SpeechServiceStub(channel).StreamRecognize(parts(), timeout=120)
+        events = [event async for event in call]
     kinds = [event.WhichOneof("event") for event in events]
     assert (kinds[0], kinds[-1]) == ("started", "finished")
     assert kinds.index("partial") < kinds.index("final")

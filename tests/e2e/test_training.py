@@ -1,36 +1,16 @@
-"""A model learns from a real instruction file, and what it learned answers at once: over gRPC, over HTTP, by command."""
+"""A model learns from a real instruction file, and what it learned answers at once: over gRPC, HTTP, by command."""
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import openai
-import pytest
-import yaml
 
 from lares.trainer.v1 import trainer_pb2 as pb
 from lares.trainer.v1 import trainer_pb2_grpc as rpc
 from tests.e2e.conftest import STARTER, House
 
 STEPS = 20
-
-
-@pytest.fixture(scope="session")
-def lessons(package_files: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """English questions and answers as a chat dataset, a few words each."""
-    corpus = package_files("chatterbot-corpus==1.3.3") / "chatterbot_corpus/data/english"
-    examples = []
-    for topic in ("science", "food", "sports"):
-        for turns in yaml.safe_load((corpus / f"{topic}.yml").read_text())["conversations"]:
-            question, *answers = (str(turn) for turn in turns)
-            examples += [
-                {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-                for answer in answers
-            ]
-    file = tmp_path_factory.mktemp("lessons") / "lessons.jsonl"
-    file.write_text("".join(json.dumps(example) + "\n" for example in examples[:120]))
-    return file
 
 
 def test_lora_job_over_http_makes_a_model_that_answers_at_once(house: House, lessons: Path) -> None:
@@ -62,27 +42,35 @@ def test_lora_job_over_http_makes_a_model_that_answers_at_once(house: House, les
 
     def answer(model: str) -> str:
         done = client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": "What is chemistry?"}], temperature=0, max_tokens=24
+            model=model,
+            messages=[{"role": "user", "content": "What is chemistry?"}],
+            temperature=0,
+            max_tokens=24,
         )
         return done.choices[0].message.content or ""
 
     assert answer(tuned) != answer(STARTER)
 
 
-def test_lora_job_over_grpc_streams_its_progress(house: House, lessons: Path) -> None:
+async def test_lora_job_over_grpc_streams_its_progress(house: House, lessons: Path) -> None:
     def parts() -> Iterator[pb.CreateDatasetRequest]:
         yield pb.CreateDatasetRequest(header=pb.DatasetHeader(file_name="lessons.jsonl"))
         yield pb.CreateDatasetRequest(chunk=lessons.read_bytes())
 
-    with house.channel() as channel:
+    async with house.channel() as channel:
         trainer = rpc.TrainerServiceStub(channel)
-        dataset = trainer.CreateDataset(parts(), timeout=60).dataset
+        dataset = (await trainer.CreateDataset(parts(), timeout=60)).dataset
         assert dataset.num_examples == 120
         knobs = pb.Hyperparameters(max_steps=STEPS, batch_size=2, max_sequence_tokens=64, save_steps=10)
-        asked = pb.Job(base_model=STARTER, dataset=dataset.name, adapter_id="over-grpc", hyperparameters=knobs)
-        job = trainer.CreateJob(pb.CreateJobRequest(job=asked), timeout=60).job
-        events = [response.event for response in trainer.WatchJob(pb.WatchJobRequest(name=job.name), timeout=300)]
-        job = trainer.GetJob(pb.GetJobRequest(name=job.name), timeout=60).job
+        asked = pb.Job(
+            base_model=STARTER, dataset=dataset.name, adapter_id="over-grpc", hyperparameters=knobs
+        )
+        job = (await trainer.CreateJob(pb.CreateJobRequest(job=asked), timeout=60)).job
+        events = [
+            response.event
+            async for response in trainer.WatchJob(pb.WatchJobRequest(name=job.name), timeout=300)
+        ]
+        job = (await trainer.GetJob(pb.GetJobRequest(name=job.name), timeout=60)).job
     assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     steps = [event.progress for event in events if event.WhichOneof("detail") == "progress"]
@@ -90,11 +78,16 @@ def test_lora_job_over_grpc_streams_its_progress(house: House, lessons: Path) ->
     assert steps[-1].tokens_per_second > 0
     assert steps[-1].loss < steps[0].loss
     assert any(event.WhichOneof("detail") == "checkpoint" for event in events)
-    assert house.json("chat", "What is chemistry?", "--model", job.served_name, "--max-tokens", "8")["version"] == job.result_version
+    assert (
+        house.json("chat", "What is chemistry?", "--model", job.served_name, "--max-tokens", "8")["version"]
+        == job.result_version
+    )
 
 
 def test_command_trains_and_cancels(house: House, lessons: Path) -> None:
-    started = house.json("train", STARTER, str(lessons), "--name", "by-command", "--max-steps", "5000", "--detach")
+    started = house.json(
+        "train", STARTER, str(lessons), "--name", "by-command", "--max-steps", "5000", "--detach"
+    )
     name = started["name"].removeprefix("jobs/")
     cancelled = house.json("jobs", "cancel", name)
     assert cancelled["state"] == "JOB_STATE_CANCELLED"

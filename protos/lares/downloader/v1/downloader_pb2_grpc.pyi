@@ -7,7 +7,21 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from lares.downloader.v1 import downloader_pb2 as _downloader_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -20,38 +34,84 @@ class DownloaderServiceStub:
     the field where a field is at fault.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> DownloaderServiceAsyncStub: ...
+    CreateDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
     already on its way to the same model, that download is returned.
     """
-    GetDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]
+    GetDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]
     """Returns one download."""
-    ListDownloads: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ListDownloadsRequest, _downloader_pb2.ListDownloadsResponse]
+    ListDownloads: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.ListDownloadsRequest, _downloader_pb2.ListDownloadsResponse]
     """Lists downloads, newest first."""
-    WatchDownload: _aio.UnaryStreamMultiCallable[_downloader_pb2.WatchDownloadRequest, _downloader_pb2.WatchDownloadResponse]
+    WatchDownload: _grpc.UnaryStreamMultiCallable[_downloader_pb2.WatchDownloadRequest, _downloader_pb2.WatchDownloadResponse]
     """Streams a download's progress until it ends. The first message is how things stand; the last has a state that is final."""
-    PauseDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.PauseDownloadRequest, _downloader_pb2.PauseDownloadResponse]
+    PauseDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.PauseDownloadRequest, _downloader_pb2.PauseDownloadResponse]
     """Stops a download and keeps what has arrived."""
-    ResumeDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ResumeDownloadRequest, _downloader_pb2.ResumeDownloadResponse]
+    ResumeDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.ResumeDownloadRequest, _downloader_pb2.ResumeDownloadResponse]
     """Goes on with a download that was paused, cancelled or failed, from what has arrived."""
-    CancelDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CancelDownloadRequest, _downloader_pb2.CancelDownloadResponse]
+    CancelDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CancelDownloadRequest, _downloader_pb2.CancelDownloadResponse]
     """Ends a download and drops what has arrived. FAILED_PRECONDITION if it has ended already."""
-    ListCatalogEntries: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ListCatalogEntriesRequest, _downloader_pb2.ListCatalogEntriesResponse]
+    ListCatalogEntries: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.ListCatalogEntriesRequest, _downloader_pb2.ListCatalogEntriesResponse]
     """Lists the short names of the catalogue: what `lares pull NAME` knows without a source."""
-    CreateLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CreateLeaseRequest, _downloader_pb2.CreateLeaseResponse]
+    CreateLease: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CreateLeaseRequest, _downloader_pb2.CreateLeaseResponse]
     """Takes a lease on a version: a folder with its files under their own names, which stays while the lease is renewed.
     DATA_LOSS if a file is missing or its size is wrong.
     """
-    RenewLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.RenewLeaseRequest, _downloader_pb2.RenewLeaseResponse]
+    RenewLease: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.RenewLeaseRequest, _downloader_pb2.RenewLeaseResponse]
     """Makes a lease last longer. NOT_FOUND if it has ended: take a new one."""
-    DeleteLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.DeleteLeaseRequest, _downloader_pb2.DeleteLeaseResponse]
+    DeleteLease: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.DeleteLeaseRequest, _downloader_pb2.DeleteLeaseResponse]
     """Gives a lease back."""
-    WriteBlob: _aio.StreamUnaryMultiCallable[_downloader_pb2.WriteBlobRequest, _downloader_pb2.WriteBlobResponse]
+    WriteBlob: _grpc.StreamUnaryMultiCallable[_downloader_pb2.WriteBlobRequest, _downloader_pb2.WriteBlobResponse]
     """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
-    ReadBlob: _aio.UnaryStreamMultiCallable[_downloader_pb2.ReadBlobRequest, _downloader_pb2.ReadBlobResponse]
+    ReadBlob: _grpc.UnaryStreamMultiCallable[_downloader_pb2.ReadBlobRequest, _downloader_pb2.ReadBlobResponse]
     """Streams a blob out of the store."""
-    CollectGarbage: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]
+    """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
+
+@_typing.type_check_only
+class DownloaderServiceAsyncStub(DownloaderServiceStub):
+    """DownloaderService owns downloads and the content-addressed store. A model is recorded in the Registry only when every byte of it was
+    verified and is on disk under its digest.
+
+    Errors are google.rpc.Status with an ErrorInfo whose reason is stable (for example SOURCE_NOT_FOUND), and a BadRequest that names
+    the field where a field is at fault.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]  # type: ignore[assignment]
+    """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
+    already on its way to the same model, that download is returned.
+    """
+    GetDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]  # type: ignore[assignment]
+    """Returns one download."""
+    ListDownloads: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ListDownloadsRequest, _downloader_pb2.ListDownloadsResponse]  # type: ignore[assignment]
+    """Lists downloads, newest first."""
+    WatchDownload: _aio.UnaryStreamMultiCallable[_downloader_pb2.WatchDownloadRequest, _downloader_pb2.WatchDownloadResponse]  # type: ignore[assignment]
+    """Streams a download's progress until it ends. The first message is how things stand; the last has a state that is final."""
+    PauseDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.PauseDownloadRequest, _downloader_pb2.PauseDownloadResponse]  # type: ignore[assignment]
+    """Stops a download and keeps what has arrived."""
+    ResumeDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ResumeDownloadRequest, _downloader_pb2.ResumeDownloadResponse]  # type: ignore[assignment]
+    """Goes on with a download that was paused, cancelled or failed, from what has arrived."""
+    CancelDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CancelDownloadRequest, _downloader_pb2.CancelDownloadResponse]  # type: ignore[assignment]
+    """Ends a download and drops what has arrived. FAILED_PRECONDITION if it has ended already."""
+    ListCatalogEntries: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ListCatalogEntriesRequest, _downloader_pb2.ListCatalogEntriesResponse]  # type: ignore[assignment]
+    """Lists the short names of the catalogue: what `lares pull NAME` knows without a source."""
+    CreateLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CreateLeaseRequest, _downloader_pb2.CreateLeaseResponse]  # type: ignore[assignment]
+    """Takes a lease on a version: a folder with its files under their own names, which stays while the lease is renewed.
+    DATA_LOSS if a file is missing or its size is wrong.
+    """
+    RenewLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.RenewLeaseRequest, _downloader_pb2.RenewLeaseResponse]  # type: ignore[assignment]
+    """Makes a lease last longer. NOT_FOUND if it has ended: take a new one."""
+    DeleteLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.DeleteLeaseRequest, _downloader_pb2.DeleteLeaseResponse]  # type: ignore[assignment]
+    """Gives a lease back."""
+    WriteBlob: _aio.StreamUnaryMultiCallable[_downloader_pb2.WriteBlobRequest, _downloader_pb2.WriteBlobResponse]  # type: ignore[assignment]
+    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
+    ReadBlob: _aio.UnaryStreamMultiCallable[_downloader_pb2.ReadBlobRequest, _downloader_pb2.ReadBlobResponse]  # type: ignore[assignment]
+    """Streams a blob out of the store."""
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]  # type: ignore[assignment]
     """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
 
 class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -66,8 +126,8 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
     def CreateDownload(
         self,
         request: _downloader_pb2.CreateDownloadRequest,
-        context: _aio.ServicerContext[_downloader_pb2.CreateDownloadRequest, _abc.Awaitable[_downloader_pb2.CreateDownloadResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.CreateDownloadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.CreateDownloadResponse, _abc.Awaitable[_downloader_pb2.CreateDownloadResponse]]:
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
         already on its way to the same model, that download is returned.
         """
@@ -76,64 +136,64 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetDownload(
         self,
         request: _downloader_pb2.GetDownloadRequest,
-        context: _aio.ServicerContext[_downloader_pb2.GetDownloadRequest, _abc.Awaitable[_downloader_pb2.GetDownloadResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.GetDownloadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.GetDownloadResponse, _abc.Awaitable[_downloader_pb2.GetDownloadResponse]]:
         """Returns one download."""
 
     @_abc_1.abstractmethod
     def ListDownloads(
         self,
         request: _downloader_pb2.ListDownloadsRequest,
-        context: _aio.ServicerContext[_downloader_pb2.ListDownloadsRequest, _abc.Awaitable[_downloader_pb2.ListDownloadsResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.ListDownloadsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.ListDownloadsResponse, _abc.Awaitable[_downloader_pb2.ListDownloadsResponse]]:
         """Lists downloads, newest first."""
 
     @_abc_1.abstractmethod
     def WatchDownload(
         self,
         request: _downloader_pb2.WatchDownloadRequest,
-        context: _aio.ServicerContext[_downloader_pb2.WatchDownloadRequest, _abc.AsyncIterator[_downloader_pb2.WatchDownloadResponse]],
-    ) -> _abc.AsyncIterator[_downloader_pb2.WatchDownloadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_downloader_pb2.WatchDownloadResponse], _abc.AsyncIterator[_downloader_pb2.WatchDownloadResponse]]:
         """Streams a download's progress until it ends. The first message is how things stand; the last has a state that is final."""
 
     @_abc_1.abstractmethod
     def PauseDownload(
         self,
         request: _downloader_pb2.PauseDownloadRequest,
-        context: _aio.ServicerContext[_downloader_pb2.PauseDownloadRequest, _abc.Awaitable[_downloader_pb2.PauseDownloadResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.PauseDownloadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.PauseDownloadResponse, _abc.Awaitable[_downloader_pb2.PauseDownloadResponse]]:
         """Stops a download and keeps what has arrived."""
 
     @_abc_1.abstractmethod
     def ResumeDownload(
         self,
         request: _downloader_pb2.ResumeDownloadRequest,
-        context: _aio.ServicerContext[_downloader_pb2.ResumeDownloadRequest, _abc.Awaitable[_downloader_pb2.ResumeDownloadResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.ResumeDownloadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.ResumeDownloadResponse, _abc.Awaitable[_downloader_pb2.ResumeDownloadResponse]]:
         """Goes on with a download that was paused, cancelled or failed, from what has arrived."""
 
     @_abc_1.abstractmethod
     def CancelDownload(
         self,
         request: _downloader_pb2.CancelDownloadRequest,
-        context: _aio.ServicerContext[_downloader_pb2.CancelDownloadRequest, _abc.Awaitable[_downloader_pb2.CancelDownloadResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.CancelDownloadResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.CancelDownloadResponse, _abc.Awaitable[_downloader_pb2.CancelDownloadResponse]]:
         """Ends a download and drops what has arrived. FAILED_PRECONDITION if it has ended already."""
 
     @_abc_1.abstractmethod
     def ListCatalogEntries(
         self,
         request: _downloader_pb2.ListCatalogEntriesRequest,
-        context: _aio.ServicerContext[_downloader_pb2.ListCatalogEntriesRequest, _abc.Awaitable[_downloader_pb2.ListCatalogEntriesResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.ListCatalogEntriesResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.ListCatalogEntriesResponse, _abc.Awaitable[_downloader_pb2.ListCatalogEntriesResponse]]:
         """Lists the short names of the catalogue: what `lares pull NAME` knows without a source."""
 
     @_abc_1.abstractmethod
     def CreateLease(
         self,
         request: _downloader_pb2.CreateLeaseRequest,
-        context: _aio.ServicerContext[_downloader_pb2.CreateLeaseRequest, _abc.Awaitable[_downloader_pb2.CreateLeaseResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.CreateLeaseResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.CreateLeaseResponse, _abc.Awaitable[_downloader_pb2.CreateLeaseResponse]]:
         """Takes a lease on a version: a folder with its files under their own names, which stays while the lease is renewed.
         DATA_LOSS if a file is missing or its size is wrong.
         """
@@ -142,40 +202,40 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
     def RenewLease(
         self,
         request: _downloader_pb2.RenewLeaseRequest,
-        context: _aio.ServicerContext[_downloader_pb2.RenewLeaseRequest, _abc.Awaitable[_downloader_pb2.RenewLeaseResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.RenewLeaseResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.RenewLeaseResponse, _abc.Awaitable[_downloader_pb2.RenewLeaseResponse]]:
         """Makes a lease last longer. NOT_FOUND if it has ended: take a new one."""
 
     @_abc_1.abstractmethod
     def DeleteLease(
         self,
         request: _downloader_pb2.DeleteLeaseRequest,
-        context: _aio.ServicerContext[_downloader_pb2.DeleteLeaseRequest, _abc.Awaitable[_downloader_pb2.DeleteLeaseResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.DeleteLeaseResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.DeleteLeaseResponse, _abc.Awaitable[_downloader_pb2.DeleteLeaseResponse]]:
         """Gives a lease back."""
 
     @_abc_1.abstractmethod
     def WriteBlob(
         self,
-        request_iterator: _abc.AsyncIterator[_downloader_pb2.WriteBlobRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_downloader_pb2.WriteBlobRequest], _abc.Awaitable[_downloader_pb2.WriteBlobResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.WriteBlobResponse]:
+        request_iterator: _MaybeAsyncIterator[_downloader_pb2.WriteBlobRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.WriteBlobResponse, _abc.Awaitable[_downloader_pb2.WriteBlobResponse]]:
         """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
 
     @_abc_1.abstractmethod
     def ReadBlob(
         self,
         request: _downloader_pb2.ReadBlobRequest,
-        context: _aio.ServicerContext[_downloader_pb2.ReadBlobRequest, _abc.AsyncIterator[_downloader_pb2.ReadBlobResponse]],
-    ) -> _abc.AsyncIterator[_downloader_pb2.ReadBlobResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_downloader_pb2.ReadBlobResponse], _abc.AsyncIterator[_downloader_pb2.ReadBlobResponse]]:
         """Streams a blob out of the store."""
 
     @_abc_1.abstractmethod
     def CollectGarbage(
         self,
         request: _downloader_pb2.CollectGarbageRequest,
-        context: _aio.ServicerContext[_downloader_pb2.CollectGarbageRequest, _abc.Awaitable[_downloader_pb2.CollectGarbageResponse]],
-    ) -> _abc.Awaitable[_downloader_pb2.CollectGarbageResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.CollectGarbageResponse, _abc.Awaitable[_downloader_pb2.CollectGarbageResponse]]:
         """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
 
-def add_DownloaderServiceServicer_to_server(servicer: DownloaderServiceServicer, server: _aio.Server) -> None: ...
+def add_DownloaderServiceServicer_to_server(servicer: DownloaderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,7 +7,21 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from lares.inference.v1 import inference_pb2 as _inference_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -19,24 +33,55 @@ class InferenceServiceStub:
     (for example MODEL_NOT_FOUND), and a BadRequest that names the field where a field is at fault.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
+    Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
     """Generates text. The stream is: started, then deltas, then usage, then finished, which is the only terminal event; or it ends with a
     status that is not OK. Cancelling the call frees the engine's slot within one step.
     """
-    Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
     """Turns texts into vectors."""
-    LoadModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.LoadModelRequest, _inference_pb2.LoadModelResponse]
+    LoadModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.LoadModelRequest, _inference_pb2.LoadModelResponse]
     """Brings a model into memory and returns at once with its state; WatchLoadedModels tells when it is ready."""
-    UnloadModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.UnloadModelRequest, _inference_pb2.UnloadModelResponse]
+    UnloadModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.UnloadModelRequest, _inference_pb2.UnloadModelResponse]
     """Takes a model out of memory when its requests have ended, or at once with `force`."""
-    GetLoadedModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetLoadedModelRequest, _inference_pb2.GetLoadedModelResponse]
+    GetLoadedModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetLoadedModelRequest, _inference_pb2.GetLoadedModelResponse]
     """Returns one model in memory. NOT_FOUND if it is not in memory."""
-    ListLoadedModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListLoadedModelsRequest, _inference_pb2.ListLoadedModelsResponse]
+    ListLoadedModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListLoadedModelsRequest, _inference_pb2.ListLoadedModelsResponse]
     """Lists the models in memory."""
-    WatchLoadedModels: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchLoadedModelsRequest, _inference_pb2.WatchLoadedModelsResponse]
+    WatchLoadedModels: _grpc.UnaryStreamMultiCallable[_inference_pb2.WatchLoadedModelsRequest, _inference_pb2.WatchLoadedModelsResponse]
     """Streams changes to the models in memory: first how each stands, then each change, until the client hangs up."""
-    GetHardware: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetHardwareRequest, _inference_pb2.GetHardwareResponse]
+    GetHardware: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetHardwareRequest, _inference_pb2.GetHardwareResponse]
+    """Tells what this machine computes with."""
+
+@_typing.type_check_only
+class InferenceServiceAsyncStub(InferenceServiceStub):
+    """InferenceService loads models into workers, generates text and computes embeddings.
+
+    A model that is asked for and not in memory is loaded first. Errors are google.rpc.Status with an ErrorInfo whose reason is stable
+    (for example MODEL_NOT_FOUND), and a BadRequest that names the field where a field is at fault.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
+    """Generates text. The stream is: started, then deltas, then usage, then finished, which is the only terminal event; or it ends with a
+    status that is not OK. Cancelling the call frees the engine's slot within one step.
+    """
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Turns texts into vectors."""
+    LoadModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.LoadModelRequest, _inference_pb2.LoadModelResponse]  # type: ignore[assignment]
+    """Brings a model into memory and returns at once with its state; WatchLoadedModels tells when it is ready."""
+    UnloadModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.UnloadModelRequest, _inference_pb2.UnloadModelResponse]  # type: ignore[assignment]
+    """Takes a model out of memory when its requests have ended, or at once with `force`."""
+    GetLoadedModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetLoadedModelRequest, _inference_pb2.GetLoadedModelResponse]  # type: ignore[assignment]
+    """Returns one model in memory. NOT_FOUND if it is not in memory."""
+    ListLoadedModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListLoadedModelsRequest, _inference_pb2.ListLoadedModelsResponse]  # type: ignore[assignment]
+    """Lists the models in memory."""
+    WatchLoadedModels: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchLoadedModelsRequest, _inference_pb2.WatchLoadedModelsResponse]  # type: ignore[assignment]
+    """Streams changes to the models in memory: first how each stands, then each change, until the client hangs up."""
+    GetHardware: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetHardwareRequest, _inference_pb2.GetHardwareResponse]  # type: ignore[assignment]
     """Tells what this machine computes with."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -50,8 +95,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     def Generate(
         self,
         request: _inference_pb2.GenerateRequest,
-        context: _aio.ServicerContext[_inference_pb2.GenerateRequest, _abc.AsyncIterator[_inference_pb2.GenerateResponse]],
-    ) -> _abc.AsyncIterator[_inference_pb2.GenerateResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
         """Generates text. The stream is: started, then deltas, then usage, then finished, which is the only terminal event; or it ends with a
         status that is not OK. Cancelling the call frees the engine's slot within one step.
         """
@@ -60,56 +105,56 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     def Embed(
         self,
         request: _inference_pb2.EmbedRequest,
-        context: _aio.ServicerContext[_inference_pb2.EmbedRequest, _abc.Awaitable[_inference_pb2.EmbedResponse]],
-    ) -> _abc.Awaitable[_inference_pb2.EmbedResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.EmbedResponse, _abc.Awaitable[_inference_pb2.EmbedResponse]]:
         """Turns texts into vectors."""
 
     @_abc_1.abstractmethod
     def LoadModel(
         self,
         request: _inference_pb2.LoadModelRequest,
-        context: _aio.ServicerContext[_inference_pb2.LoadModelRequest, _abc.Awaitable[_inference_pb2.LoadModelResponse]],
-    ) -> _abc.Awaitable[_inference_pb2.LoadModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.LoadModelResponse, _abc.Awaitable[_inference_pb2.LoadModelResponse]]:
         """Brings a model into memory and returns at once with its state; WatchLoadedModels tells when it is ready."""
 
     @_abc_1.abstractmethod
     def UnloadModel(
         self,
         request: _inference_pb2.UnloadModelRequest,
-        context: _aio.ServicerContext[_inference_pb2.UnloadModelRequest, _abc.Awaitable[_inference_pb2.UnloadModelResponse]],
-    ) -> _abc.Awaitable[_inference_pb2.UnloadModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.UnloadModelResponse, _abc.Awaitable[_inference_pb2.UnloadModelResponse]]:
         """Takes a model out of memory when its requests have ended, or at once with `force`."""
 
     @_abc_1.abstractmethod
     def GetLoadedModel(
         self,
         request: _inference_pb2.GetLoadedModelRequest,
-        context: _aio.ServicerContext[_inference_pb2.GetLoadedModelRequest, _abc.Awaitable[_inference_pb2.GetLoadedModelResponse]],
-    ) -> _abc.Awaitable[_inference_pb2.GetLoadedModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.GetLoadedModelResponse, _abc.Awaitable[_inference_pb2.GetLoadedModelResponse]]:
         """Returns one model in memory. NOT_FOUND if it is not in memory."""
 
     @_abc_1.abstractmethod
     def ListLoadedModels(
         self,
         request: _inference_pb2.ListLoadedModelsRequest,
-        context: _aio.ServicerContext[_inference_pb2.ListLoadedModelsRequest, _abc.Awaitable[_inference_pb2.ListLoadedModelsResponse]],
-    ) -> _abc.Awaitable[_inference_pb2.ListLoadedModelsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ListLoadedModelsResponse, _abc.Awaitable[_inference_pb2.ListLoadedModelsResponse]]:
         """Lists the models in memory."""
 
     @_abc_1.abstractmethod
     def WatchLoadedModels(
         self,
         request: _inference_pb2.WatchLoadedModelsRequest,
-        context: _aio.ServicerContext[_inference_pb2.WatchLoadedModelsRequest, _abc.AsyncIterator[_inference_pb2.WatchLoadedModelsResponse]],
-    ) -> _abc.AsyncIterator[_inference_pb2.WatchLoadedModelsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.WatchLoadedModelsResponse], _abc.AsyncIterator[_inference_pb2.WatchLoadedModelsResponse]]:
         """Streams changes to the models in memory: first how each stands, then each change, until the client hangs up."""
 
     @_abc_1.abstractmethod
     def GetHardware(
         self,
         request: _inference_pb2.GetHardwareRequest,
-        context: _aio.ServicerContext[_inference_pb2.GetHardwareRequest, _abc.Awaitable[_inference_pb2.GetHardwareResponse]],
-    ) -> _abc.Awaitable[_inference_pb2.GetHardwareResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.GetHardwareResponse, _abc.Awaitable[_inference_pb2.GetHardwareResponse]]:
         """Tells what this machine computes with."""
 
-def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _aio.Server) -> None: ...
+def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,7 +7,21 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from lares.registry.v1 import registry_pb2 as _registry_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -19,34 +33,77 @@ class RegistryServiceStub:
     the field where a field is at fault.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.CreateModelResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
+    CreateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.CreateModelResponse]
     """Records a model that has no version yet. ALREADY_EXISTS if its id is taken."""
-    GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.GetModelResponse]
+    GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.GetModelResponse]
     """Returns one model. NOT_FOUND if there is none of that name."""
-    ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
+    ListModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
     """Lists models by name, a page at a time."""
-    UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.UpdateModelResponse]
+    UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.UpdateModelResponse]
     """Changes the fields named by the mask. ABORTED if the etag is stale."""
-    DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _registry_pb2.DeleteModelResponse]
+    DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _registry_pb2.DeleteModelResponse]
     """Deletes a model with all its versions. Its bytes go when the Downloader next collects garbage."""
-    ResolveModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.ResolveModelRequest, _registry_pb2.ResolveModelResponse]
+    ResolveModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ResolveModelRequest, _registry_pb2.ResolveModelResponse]
     """Finds what a served name or a source reference means: the model, and the version to load. This is what every service that is
     handed a model by name calls.
     """
-    WatchModels: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchModelsRequest, _registry_pb2.WatchModelsResponse]
+    WatchModels: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchModelsRequest, _registry_pb2.WatchModelsResponse]
     """Streams changes to models, numbered and in order, until the client hangs up."""
-    CreateVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]
+    CreateVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]
     """Records a version whose bytes are all verified and in the store. ALREADY_EXISTS if its id is taken."""
-    GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]
+    GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]
     """Returns one version with its files. NOT_FOUND if there is none of that name."""
-    ListVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]
     """Lists the versions of a model, oldest first; `models/-` lists those of all models."""
-    UpdateVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateVersionRequest, _registry_pb2.UpdateVersionResponse]
+    UpdateVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateVersionRequest, _registry_pb2.UpdateVersionResponse]
     """Changes the fields named by the mask. ABORTED if the etag is stale."""
-    DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]
     """Deletes a version. FAILED_PRECONDITION if adapters are built on it and `force` is not set."""
-    CreateArtifact: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateArtifactRequest, _registry_pb2.CreateArtifactResponse]
+    CreateArtifact: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateArtifactRequest, _registry_pb2.CreateArtifactResponse]
+    """Records a derived form of a version, for example its GGUF weights converted to safetensors. Recording the same id again with the
+    same files changes nothing.
+    """
+
+@_typing.type_check_only
+class RegistryServiceAsyncStub(RegistryServiceStub):
+    """RegistryService owns the records of models, their versions and their files. It holds no bytes: those are the Downloader's.
+
+    Errors are google.rpc.Status with an ErrorInfo whose reason is stable (for example MODEL_NOT_FOUND), and a BadRequest that names
+    the field where a field is at fault.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.CreateModelResponse]  # type: ignore[assignment]
+    """Records a model that has no version yet. ALREADY_EXISTS if its id is taken."""
+    GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.GetModelResponse]  # type: ignore[assignment]
+    """Returns one model. NOT_FOUND if there is none of that name."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Lists models by name, a page at a time."""
+    UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.UpdateModelResponse]  # type: ignore[assignment]
+    """Changes the fields named by the mask. ABORTED if the etag is stale."""
+    DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _registry_pb2.DeleteModelResponse]  # type: ignore[assignment]
+    """Deletes a model with all its versions. Its bytes go when the Downloader next collects garbage."""
+    ResolveModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.ResolveModelRequest, _registry_pb2.ResolveModelResponse]  # type: ignore[assignment]
+    """Finds what a served name or a source reference means: the model, and the version to load. This is what every service that is
+    handed a model by name calls.
+    """
+    WatchModels: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchModelsRequest, _registry_pb2.WatchModelsResponse]  # type: ignore[assignment]
+    """Streams changes to models, numbered and in order, until the client hangs up."""
+    CreateVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]  # type: ignore[assignment]
+    """Records a version whose bytes are all verified and in the store. ALREADY_EXISTS if its id is taken."""
+    GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]  # type: ignore[assignment]
+    """Returns one version with its files. NOT_FOUND if there is none of that name."""
+    ListVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]  # type: ignore[assignment]
+    """Lists the versions of a model, oldest first; `models/-` lists those of all models."""
+    UpdateVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateVersionRequest, _registry_pb2.UpdateVersionResponse]  # type: ignore[assignment]
+    """Changes the fields named by the mask. ABORTED if the etag is stale."""
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]  # type: ignore[assignment]
+    """Deletes a version. FAILED_PRECONDITION if adapters are built on it and `force` is not set."""
+    CreateArtifact: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateArtifactRequest, _registry_pb2.CreateArtifactResponse]  # type: ignore[assignment]
     """Records a derived form of a version, for example its GGUF weights converted to safetensors. Recording the same id again with the
     same files changes nothing.
     """
@@ -62,48 +119,48 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     def CreateModel(
         self,
         request: _registry_pb2.CreateModelRequest,
-        context: _aio.ServicerContext[_registry_pb2.CreateModelRequest, _abc.Awaitable[_registry_pb2.CreateModelResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.CreateModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.CreateModelResponse, _abc.Awaitable[_registry_pb2.CreateModelResponse]]:
         """Records a model that has no version yet. ALREADY_EXISTS if its id is taken."""
 
     @_abc_1.abstractmethod
     def GetModel(
         self,
         request: _registry_pb2.GetModelRequest,
-        context: _aio.ServicerContext[_registry_pb2.GetModelRequest, _abc.Awaitable[_registry_pb2.GetModelResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.GetModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.GetModelResponse, _abc.Awaitable[_registry_pb2.GetModelResponse]]:
         """Returns one model. NOT_FOUND if there is none of that name."""
 
     @_abc_1.abstractmethod
     def ListModels(
         self,
         request: _registry_pb2.ListModelsRequest,
-        context: _aio.ServicerContext[_registry_pb2.ListModelsRequest, _abc.Awaitable[_registry_pb2.ListModelsResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.ListModelsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListModelsResponse, _abc.Awaitable[_registry_pb2.ListModelsResponse]]:
         """Lists models by name, a page at a time."""
 
     @_abc_1.abstractmethod
     def UpdateModel(
         self,
         request: _registry_pb2.UpdateModelRequest,
-        context: _aio.ServicerContext[_registry_pb2.UpdateModelRequest, _abc.Awaitable[_registry_pb2.UpdateModelResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.UpdateModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.UpdateModelResponse, _abc.Awaitable[_registry_pb2.UpdateModelResponse]]:
         """Changes the fields named by the mask. ABORTED if the etag is stale."""
 
     @_abc_1.abstractmethod
     def DeleteModel(
         self,
         request: _registry_pb2.DeleteModelRequest,
-        context: _aio.ServicerContext[_registry_pb2.DeleteModelRequest, _abc.Awaitable[_registry_pb2.DeleteModelResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.DeleteModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.DeleteModelResponse, _abc.Awaitable[_registry_pb2.DeleteModelResponse]]:
         """Deletes a model with all its versions. Its bytes go when the Downloader next collects garbage."""
 
     @_abc_1.abstractmethod
     def ResolveModel(
         self,
         request: _registry_pb2.ResolveModelRequest,
-        context: _aio.ServicerContext[_registry_pb2.ResolveModelRequest, _abc.Awaitable[_registry_pb2.ResolveModelResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.ResolveModelResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ResolveModelResponse, _abc.Awaitable[_registry_pb2.ResolveModelResponse]]:
         """Finds what a served name or a source reference means: the model, and the version to load. This is what every service that is
         handed a model by name calls.
         """
@@ -112,58 +169,58 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     def WatchModels(
         self,
         request: _registry_pb2.WatchModelsRequest,
-        context: _aio.ServicerContext[_registry_pb2.WatchModelsRequest, _abc.AsyncIterator[_registry_pb2.WatchModelsResponse]],
-    ) -> _abc.AsyncIterator[_registry_pb2.WatchModelsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchModelsResponse], _abc.AsyncIterator[_registry_pb2.WatchModelsResponse]]:
         """Streams changes to models, numbered and in order, until the client hangs up."""
 
     @_abc_1.abstractmethod
     def CreateVersion(
         self,
         request: _registry_pb2.CreateVersionRequest,
-        context: _aio.ServicerContext[_registry_pb2.CreateVersionRequest, _abc.Awaitable[_registry_pb2.CreateVersionResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.CreateVersionResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.CreateVersionResponse, _abc.Awaitable[_registry_pb2.CreateVersionResponse]]:
         """Records a version whose bytes are all verified and in the store. ALREADY_EXISTS if its id is taken."""
 
     @_abc_1.abstractmethod
     def GetVersion(
         self,
         request: _registry_pb2.GetVersionRequest,
-        context: _aio.ServicerContext[_registry_pb2.GetVersionRequest, _abc.Awaitable[_registry_pb2.GetVersionResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.GetVersionResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.GetVersionResponse, _abc.Awaitable[_registry_pb2.GetVersionResponse]]:
         """Returns one version with its files. NOT_FOUND if there is none of that name."""
 
     @_abc_1.abstractmethod
     def ListVersions(
         self,
         request: _registry_pb2.ListVersionsRequest,
-        context: _aio.ServicerContext[_registry_pb2.ListVersionsRequest, _abc.Awaitable[_registry_pb2.ListVersionsResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.ListVersionsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListVersionsResponse, _abc.Awaitable[_registry_pb2.ListVersionsResponse]]:
         """Lists the versions of a model, oldest first; `models/-` lists those of all models."""
 
     @_abc_1.abstractmethod
     def UpdateVersion(
         self,
         request: _registry_pb2.UpdateVersionRequest,
-        context: _aio.ServicerContext[_registry_pb2.UpdateVersionRequest, _abc.Awaitable[_registry_pb2.UpdateVersionResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.UpdateVersionResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.UpdateVersionResponse, _abc.Awaitable[_registry_pb2.UpdateVersionResponse]]:
         """Changes the fields named by the mask. ABORTED if the etag is stale."""
 
     @_abc_1.abstractmethod
     def DeleteVersion(
         self,
         request: _registry_pb2.DeleteVersionRequest,
-        context: _aio.ServicerContext[_registry_pb2.DeleteVersionRequest, _abc.Awaitable[_registry_pb2.DeleteVersionResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.DeleteVersionResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.DeleteVersionResponse, _abc.Awaitable[_registry_pb2.DeleteVersionResponse]]:
         """Deletes a version. FAILED_PRECONDITION if adapters are built on it and `force` is not set."""
 
     @_abc_1.abstractmethod
     def CreateArtifact(
         self,
         request: _registry_pb2.CreateArtifactRequest,
-        context: _aio.ServicerContext[_registry_pb2.CreateArtifactRequest, _abc.Awaitable[_registry_pb2.CreateArtifactResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.CreateArtifactResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.CreateArtifactResponse, _abc.Awaitable[_registry_pb2.CreateArtifactResponse]]:
         """Records a derived form of a version, for example its GGUF weights converted to safetensors. Recording the same id again with the
         same files changes nothing.
         """
 
-def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _aio.Server) -> None: ...
+def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

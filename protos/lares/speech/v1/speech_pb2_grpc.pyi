@@ -7,7 +7,21 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from lares.speech.v1 import speech_pb2 as _speech_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -19,18 +33,43 @@ class SpeechServiceStub:
     field where a field is at fault.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    StreamRecognize: _aio.StreamStreamMultiCallable[_speech_pb2.StreamRecognizeRequest, _speech_pb2.StreamRecognizeResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SpeechServiceAsyncStub: ...
+    StreamRecognize: _grpc.StreamStreamMultiCallable[_speech_pb2.StreamRecognizeRequest, _speech_pb2.StreamRecognizeResponse]
     """Recognises a live stream. Send the configuration, then audio as it comes, then close your side; partial and final results come back
     meanwhile, and `finished` last.
     """
-    Transcribe: _aio.StreamStreamMultiCallable[_speech_pb2.TranscribeRequest, _speech_pb2.TranscribeResponse]
+    Transcribe: _grpc.StreamStreamMultiCallable[_speech_pb2.TranscribeRequest, _speech_pb2.TranscribeResponse]
     """Transcribes a file of any common format. Send the configuration, then the file in chunks, then close your side; segments come back as
     they are found, and `finished` last.
     """
-    ListRecognizers: _aio.UnaryUnaryMultiCallable[_speech_pb2.ListRecognizersRequest, _speech_pb2.ListRecognizersResponse]
+    ListRecognizers: _grpc.UnaryUnaryMultiCallable[_speech_pb2.ListRecognizersRequest, _speech_pb2.ListRecognizersResponse]
     """Lists the recognisers in memory."""
-    UnloadRecognizer: _aio.UnaryUnaryMultiCallable[_speech_pb2.UnloadRecognizerRequest, _speech_pb2.UnloadRecognizerResponse]
+    UnloadRecognizer: _grpc.UnaryUnaryMultiCallable[_speech_pb2.UnloadRecognizerRequest, _speech_pb2.UnloadRecognizerResponse]
+    """Takes a recogniser out of memory. NOT_FOUND if it is not in memory."""
+
+@_typing.type_check_only
+class SpeechServiceAsyncStub(SpeechServiceStub):
+    """SpeechService turns speech into text, live and from files. A model that is asked for and not in memory is loaded first.
+
+    Errors are google.rpc.Status with an ErrorInfo whose reason is stable (for example INVALID_AUDIO), and a BadRequest that names the
+    field where a field is at fault.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    StreamRecognize: _aio.StreamStreamMultiCallable[_speech_pb2.StreamRecognizeRequest, _speech_pb2.StreamRecognizeResponse]  # type: ignore[assignment]
+    """Recognises a live stream. Send the configuration, then audio as it comes, then close your side; partial and final results come back
+    meanwhile, and `finished` last.
+    """
+    Transcribe: _aio.StreamStreamMultiCallable[_speech_pb2.TranscribeRequest, _speech_pb2.TranscribeResponse]  # type: ignore[assignment]
+    """Transcribes a file of any common format. Send the configuration, then the file in chunks, then close your side; segments come back as
+    they are found, and `finished` last.
+    """
+    ListRecognizers: _aio.UnaryUnaryMultiCallable[_speech_pb2.ListRecognizersRequest, _speech_pb2.ListRecognizersResponse]  # type: ignore[assignment]
+    """Lists the recognisers in memory."""
+    UnloadRecognizer: _aio.UnaryUnaryMultiCallable[_speech_pb2.UnloadRecognizerRequest, _speech_pb2.UnloadRecognizerResponse]  # type: ignore[assignment]
     """Takes a recogniser out of memory. NOT_FOUND if it is not in memory."""
 
 class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -43,9 +82,9 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def StreamRecognize(
         self,
-        request_iterator: _abc.AsyncIterator[_speech_pb2.StreamRecognizeRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_speech_pb2.StreamRecognizeRequest], _abc.AsyncIterator[_speech_pb2.StreamRecognizeResponse]],
-    ) -> _abc.AsyncIterator[_speech_pb2.StreamRecognizeResponse]:
+        request_iterator: _MaybeAsyncIterator[_speech_pb2.StreamRecognizeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_speech_pb2.StreamRecognizeResponse], _abc.AsyncIterator[_speech_pb2.StreamRecognizeResponse]]:
         """Recognises a live stream. Send the configuration, then audio as it comes, then close your side; partial and final results come back
         meanwhile, and `finished` last.
         """
@@ -53,9 +92,9 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Transcribe(
         self,
-        request_iterator: _abc.AsyncIterator[_speech_pb2.TranscribeRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_speech_pb2.TranscribeRequest], _abc.AsyncIterator[_speech_pb2.TranscribeResponse]],
-    ) -> _abc.AsyncIterator[_speech_pb2.TranscribeResponse]:
+        request_iterator: _MaybeAsyncIterator[_speech_pb2.TranscribeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_speech_pb2.TranscribeResponse], _abc.AsyncIterator[_speech_pb2.TranscribeResponse]]:
         """Transcribes a file of any common format. Send the configuration, then the file in chunks, then close your side; segments come back as
         they are found, and `finished` last.
         """
@@ -64,16 +103,16 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListRecognizers(
         self,
         request: _speech_pb2.ListRecognizersRequest,
-        context: _aio.ServicerContext[_speech_pb2.ListRecognizersRequest, _abc.Awaitable[_speech_pb2.ListRecognizersResponse]],
-    ) -> _abc.Awaitable[_speech_pb2.ListRecognizersResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_speech_pb2.ListRecognizersResponse, _abc.Awaitable[_speech_pb2.ListRecognizersResponse]]:
         """Lists the recognisers in memory."""
 
     @_abc_1.abstractmethod
     def UnloadRecognizer(
         self,
         request: _speech_pb2.UnloadRecognizerRequest,
-        context: _aio.ServicerContext[_speech_pb2.UnloadRecognizerRequest, _abc.Awaitable[_speech_pb2.UnloadRecognizerResponse]],
-    ) -> _abc.Awaitable[_speech_pb2.UnloadRecognizerResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_speech_pb2.UnloadRecognizerResponse, _abc.Awaitable[_speech_pb2.UnloadRecognizerResponse]]:
         """Takes a recogniser out of memory. NOT_FOUND if it is not in memory."""
 
-def add_SpeechServiceServicer_to_server(servicer: SpeechServiceServicer, server: _aio.Server) -> None: ...
+def add_SpeechServiceServicer_to_server(servicer: SpeechServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

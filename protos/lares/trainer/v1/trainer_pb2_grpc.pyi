@@ -7,7 +7,21 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from lares.trainer.v1 import trainer_pb2 as _trainer_pb2
 import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -20,30 +34,68 @@ class TrainerServiceStub:
     field where a field is at fault.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateDataset: _aio.StreamUnaryMultiCallable[_trainer_pb2.CreateDatasetRequest, _trainer_pb2.CreateDatasetResponse]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
+    CreateDataset: _grpc.StreamUnaryMultiCallable[_trainer_pb2.CreateDatasetRequest, _trainer_pb2.CreateDatasetResponse]
     """Takes in a dataset: a header, then the file in chunks. Every example is checked; INVALID_ARGUMENT names the first lines at fault."""
-    GetDataset: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetDatasetRequest, _trainer_pb2.GetDatasetResponse]
+    GetDataset: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetDatasetRequest, _trainer_pb2.GetDatasetResponse]
     """Returns one dataset."""
-    ListDatasets: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListDatasetsRequest, _trainer_pb2.ListDatasetsResponse]
+    ListDatasets: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListDatasetsRequest, _trainer_pb2.ListDatasetsResponse]
     """Lists datasets, newest first."""
-    ReadDataset: _aio.UnaryStreamMultiCallable[_trainer_pb2.ReadDatasetRequest, _trainer_pb2.ReadDatasetResponse]
+    ReadDataset: _grpc.UnaryStreamMultiCallable[_trainer_pb2.ReadDatasetRequest, _trainer_pb2.ReadDatasetResponse]
     """Streams a dataset's file as it was taken in."""
-    DeleteDataset: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DeleteDatasetRequest, _trainer_pb2.DeleteDatasetResponse]
+    DeleteDataset: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.DeleteDatasetRequest, _trainer_pb2.DeleteDatasetResponse]
     """Deletes a dataset. FAILED_PRECONDITION while a job that has not ended needs it."""
-    CreateJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]
+    CreateJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]
     """Puts a job into the queue and returns at once. It goes on without its caller, and over a restart of the service."""
-    GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]
+    GetJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]
     """Returns one job."""
-    ListJobs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]
+    ListJobs: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]
     """Lists jobs, newest first."""
-    CancelJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]
     """Ends a job. FAILED_PRECONDITION if it has ended already."""
-    WatchJob: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]
+    WatchJob: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]
     """Streams a job's events, numbered, from the first or from a number, until the job ends."""
-    ListJobEvents: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListJobEventsRequest, _trainer_pb2.ListJobEventsResponse]
+    ListJobEvents: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListJobEventsRequest, _trainer_pb2.ListJobEventsResponse]
     """Lists a job's events, oldest first."""
-    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]
+    """Lists a job's checkpoints that are whole, oldest first."""
+
+@_typing.type_check_only
+class TrainerServiceAsyncStub(TrainerServiceStub):
+    """TrainerService keeps datasets and runs fine-tuning jobs. What a job makes is recorded in the Registry as a version of its base model,
+    served as `{model}:{adapter}` at once.
+
+    Errors are google.rpc.Status with an ErrorInfo whose reason is stable (for example INVALID_DATASET), and a BadRequest that names the
+    field where a field is at fault.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateDataset: _aio.StreamUnaryMultiCallable[_trainer_pb2.CreateDatasetRequest, _trainer_pb2.CreateDatasetResponse]  # type: ignore[assignment]
+    """Takes in a dataset: a header, then the file in chunks. Every example is checked; INVALID_ARGUMENT names the first lines at fault."""
+    GetDataset: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetDatasetRequest, _trainer_pb2.GetDatasetResponse]  # type: ignore[assignment]
+    """Returns one dataset."""
+    ListDatasets: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListDatasetsRequest, _trainer_pb2.ListDatasetsResponse]  # type: ignore[assignment]
+    """Lists datasets, newest first."""
+    ReadDataset: _aio.UnaryStreamMultiCallable[_trainer_pb2.ReadDatasetRequest, _trainer_pb2.ReadDatasetResponse]  # type: ignore[assignment]
+    """Streams a dataset's file as it was taken in."""
+    DeleteDataset: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DeleteDatasetRequest, _trainer_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
+    """Deletes a dataset. FAILED_PRECONDITION while a job that has not ended needs it."""
+    CreateJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateJobRequest, _trainer_pb2.CreateJobResponse]  # type: ignore[assignment]
+    """Puts a job into the queue and returns at once. It goes on without its caller, and over a restart of the service."""
+    GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]  # type: ignore[assignment]
+    """Returns one job."""
+    ListJobs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]  # type: ignore[assignment]
+    """Lists jobs, newest first."""
+    CancelJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]  # type: ignore[assignment]
+    """Ends a job. FAILED_PRECONDITION if it has ended already."""
+    WatchJob: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]  # type: ignore[assignment]
+    """Streams a job's events, numbered, from the first or from a number, until the job ends."""
+    ListJobEvents: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListJobEventsRequest, _trainer_pb2.ListJobEventsResponse]  # type: ignore[assignment]
+    """Lists a job's events, oldest first."""
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListCheckpointsRequest, _trainer_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Lists a job's checkpoints that are whole, oldest first."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -57,97 +109,97 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreateDataset(
         self,
-        request_iterator: _abc.AsyncIterator[_trainer_pb2.CreateDatasetRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_trainer_pb2.CreateDatasetRequest], _abc.Awaitable[_trainer_pb2.CreateDatasetResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.CreateDatasetResponse]:
+        request_iterator: _MaybeAsyncIterator[_trainer_pb2.CreateDatasetRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.CreateDatasetResponse, _abc.Awaitable[_trainer_pb2.CreateDatasetResponse]]:
         """Takes in a dataset: a header, then the file in chunks. Every example is checked; INVALID_ARGUMENT names the first lines at fault."""
 
     @_abc_1.abstractmethod
     def GetDataset(
         self,
         request: _trainer_pb2.GetDatasetRequest,
-        context: _aio.ServicerContext[_trainer_pb2.GetDatasetRequest, _abc.Awaitable[_trainer_pb2.GetDatasetResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.GetDatasetResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.GetDatasetResponse, _abc.Awaitable[_trainer_pb2.GetDatasetResponse]]:
         """Returns one dataset."""
 
     @_abc_1.abstractmethod
     def ListDatasets(
         self,
         request: _trainer_pb2.ListDatasetsRequest,
-        context: _aio.ServicerContext[_trainer_pb2.ListDatasetsRequest, _abc.Awaitable[_trainer_pb2.ListDatasetsResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.ListDatasetsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListDatasetsResponse, _abc.Awaitable[_trainer_pb2.ListDatasetsResponse]]:
         """Lists datasets, newest first."""
 
     @_abc_1.abstractmethod
     def ReadDataset(
         self,
         request: _trainer_pb2.ReadDatasetRequest,
-        context: _aio.ServicerContext[_trainer_pb2.ReadDatasetRequest, _abc.AsyncIterator[_trainer_pb2.ReadDatasetResponse]],
-    ) -> _abc.AsyncIterator[_trainer_pb2.ReadDatasetResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.ReadDatasetResponse], _abc.AsyncIterator[_trainer_pb2.ReadDatasetResponse]]:
         """Streams a dataset's file as it was taken in."""
 
     @_abc_1.abstractmethod
     def DeleteDataset(
         self,
         request: _trainer_pb2.DeleteDatasetRequest,
-        context: _aio.ServicerContext[_trainer_pb2.DeleteDatasetRequest, _abc.Awaitable[_trainer_pb2.DeleteDatasetResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.DeleteDatasetResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.DeleteDatasetResponse, _abc.Awaitable[_trainer_pb2.DeleteDatasetResponse]]:
         """Deletes a dataset. FAILED_PRECONDITION while a job that has not ended needs it."""
 
     @_abc_1.abstractmethod
     def CreateJob(
         self,
         request: _trainer_pb2.CreateJobRequest,
-        context: _aio.ServicerContext[_trainer_pb2.CreateJobRequest, _abc.Awaitable[_trainer_pb2.CreateJobResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.CreateJobResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.CreateJobResponse, _abc.Awaitable[_trainer_pb2.CreateJobResponse]]:
         """Puts a job into the queue and returns at once. It goes on without its caller, and over a restart of the service."""
 
     @_abc_1.abstractmethod
     def GetJob(
         self,
         request: _trainer_pb2.GetJobRequest,
-        context: _aio.ServicerContext[_trainer_pb2.GetJobRequest, _abc.Awaitable[_trainer_pb2.GetJobResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.GetJobResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.GetJobResponse, _abc.Awaitable[_trainer_pb2.GetJobResponse]]:
         """Returns one job."""
 
     @_abc_1.abstractmethod
     def ListJobs(
         self,
         request: _trainer_pb2.ListJobsRequest,
-        context: _aio.ServicerContext[_trainer_pb2.ListJobsRequest, _abc.Awaitable[_trainer_pb2.ListJobsResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.ListJobsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListJobsResponse, _abc.Awaitable[_trainer_pb2.ListJobsResponse]]:
         """Lists jobs, newest first."""
 
     @_abc_1.abstractmethod
     def CancelJob(
         self,
         request: _trainer_pb2.CancelJobRequest,
-        context: _aio.ServicerContext[_trainer_pb2.CancelJobRequest, _abc.Awaitable[_trainer_pb2.CancelJobResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.CancelJobResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.CancelJobResponse, _abc.Awaitable[_trainer_pb2.CancelJobResponse]]:
         """Ends a job. FAILED_PRECONDITION if it has ended already."""
 
     @_abc_1.abstractmethod
     def WatchJob(
         self,
         request: _trainer_pb2.WatchJobRequest,
-        context: _aio.ServicerContext[_trainer_pb2.WatchJobRequest, _abc.AsyncIterator[_trainer_pb2.WatchJobResponse]],
-    ) -> _abc.AsyncIterator[_trainer_pb2.WatchJobResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchJobResponse], _abc.AsyncIterator[_trainer_pb2.WatchJobResponse]]:
         """Streams a job's events, numbered, from the first or from a number, until the job ends."""
 
     @_abc_1.abstractmethod
     def ListJobEvents(
         self,
         request: _trainer_pb2.ListJobEventsRequest,
-        context: _aio.ServicerContext[_trainer_pb2.ListJobEventsRequest, _abc.Awaitable[_trainer_pb2.ListJobEventsResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.ListJobEventsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListJobEventsResponse, _abc.Awaitable[_trainer_pb2.ListJobEventsResponse]]:
         """Lists a job's events, oldest first."""
 
     @_abc_1.abstractmethod
     def ListCheckpoints(
         self,
         request: _trainer_pb2.ListCheckpointsRequest,
-        context: _aio.ServicerContext[_trainer_pb2.ListCheckpointsRequest, _abc.Awaitable[_trainer_pb2.ListCheckpointsResponse]],
-    ) -> _abc.Awaitable[_trainer_pb2.ListCheckpointsResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListCheckpointsResponse, _abc.Awaitable[_trainer_pb2.ListCheckpointsResponse]]:
         """Lists a job's checkpoints that are whole, oldest first."""
 
-def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _aio.Server) -> None: ...
+def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""Pure ASGI middleware, from the outside in: observe, guard, limits."""

@@ -95,7 +95,7 @@ async def _run(init: ConvertInit, on_progress: Callable[[float], None]) -> Conve
         events=Converted,
         ready=Converted,
         progress=LoadProgress,
-        env={"TQDM_DISABLE": "1"},
+        env={"TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         ready_timeout_s=3600.0,
     )
     worker = await Worker.start(spec, on_progress=tell)

@@ -59,7 +59,9 @@ async def test_the_synchronous_client_works_too(url: str) -> None:
 
 
 async def test_every_event_of_a_stream_fits_the_documented_model(http: httpx.AsyncClient) -> None:
-    wanted = ask('say "hi"\n  <b>', stream=True, logprobs=True, top_logprobs=2, stream_options={"include_usage": True})
+    wanted = ask(
+        'say "hi"\n  <b>', stream=True, logprobs=True, top_logprobs=2, stream_options={"include_usage": True}
+    )
     for body in (wanted, ask("plain words", stream=True), ask("call it", stream=True, tools=[TOOL])):
         answer = await http.post("/v1/chat/completions", json=body)
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -102,7 +104,9 @@ async def test_tool_calls_come_back_whole_and_streamed(client: AsyncOpenAI) -> N
     assert answer.choices[0].message.content is None
 
 
-async def test_what_the_client_asks_for_reaches_the_engine(client: AsyncOpenAI, services: FakeServices) -> None:
+async def test_what_the_client_asks_for_reaches_the_engine(
+    client: AsyncOpenAI, services: FakeServices
+) -> None:
     await client.chat.completions.create(
         model=MODEL,
         messages=[
@@ -171,7 +175,9 @@ async def test_a_client_that_hangs_up_frees_its_slot(
         await asyncio.wait_for(services.inference.idle.wait(), 0.25)
 
 
-async def test_the_request_id_travels_to_the_service_and_back(http: httpx.AsyncClient, services: FakeServices) -> None:
+async def test_the_request_id_travels_to_the_service_and_back(
+    http: httpx.AsyncClient, services: FakeServices
+) -> None:
     answer = await http.post("/v1/chat/completions", json=ask("hi"), headers={"x-request-id": "from-me"})
     assert answer.headers["x-request-id"] == "from-me"
     assert services.inference.request_ids[-1] == "from-me"
@@ -225,7 +231,9 @@ async def test_unknown_fields_and_nulls_are_ignored(http: httpx.AsyncClient) -> 
     assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
 
 
-async def test_a_service_that_is_away_is_a_503(http: httpx.AsyncClient, services: FakeServices, host: Host) -> None:
+async def test_a_service_that_is_away_is_a_503(
+    http: httpx.AsyncClient, services: FakeServices, host: Host
+) -> None:
     await services.stop()
     answer = await http.post("/v1/chat/completions", json=ask("hi"))
     assert answer.status_code == 503

@@ -1,5 +1,8 @@
 """The command's connection to the services: one stub a service, over as few channels as their addresses allow."""
 
+# The async stubs' classes are only in the types: an annotation must not look them up.
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from types import TracebackType

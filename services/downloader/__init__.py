@@ -1,1 +1,1 @@
-"""Downloader: fetches models, verifies every byte and keeps them in the store."""
+"""The Downloader: brings models into the house, verifies every byte, and keeps the bytes."""

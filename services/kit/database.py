@@ -4,8 +4,8 @@
     model = await database.run(lambda session: session.get(ModelRow, "smollm2"))
     await database.close()
 
-SQLite has one connection, used by one thread. Units of work queue for it, so nobody meets "database is locked", and the
-write-ahead log, which corrupts with several connections before 3.51.3, is not needed and not used.
+SQLite has one connection, used by one thread. Units of work queue for it, so nobody meets "database is
+locked", and the write-ahead log, which corrupts with several connections before 3.51.3, is not needed.
 
 This file imports SQLAlchemy: only adapters of services that keep tables import it.
 """
@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Self, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -39,7 +39,10 @@ _MIGRATION_LOCK: Final = 0x1A7E5
 
 
 def database_url(database: str, default_file: Path) -> URL:
-    """The URL of a service's database. database: a setting, empty for SQLite in `default_file`. Raises InvalidArgument."""
+    """The URL of a service's database, which a setting gives; empty: SQLite in `default_file`.
+
+    Raises InvalidArgument.
+    """
     if not database:
         return URL.create("sqlite", database=str(default_file))
     try:
@@ -68,7 +71,10 @@ class Database:
 
     @classmethod
     async def open(cls, url: URL, *, migrations: Path) -> Self:
-        """Connect and bring the schema up to date. migrations: an Alembic folder. Raises Unavailable, DiskFull, DataLoss."""
+        """Connect and bring the schema up to date. migrations: an Alembic folder.
+
+        Raises Unavailable, DiskFull, DataLoss.
+        """
         database = cls(url)
         try:
             await database._in_thread(lambda: database._connect(migrations))
@@ -85,8 +91,8 @@ class Database:
     async def run(self, work: Callable[[Session], T]) -> T:
         """Run one transaction: committed when `work` returns, rolled back when it raises.
 
-        `work` runs in a thread and must return plain values. It is never abandoned half-way: a caller that is cancelled
-        leaves once the transaction has ended, unless it had not begun.
+        `work` runs in a thread and must return plain values. It is never abandoned half-way: a caller that is
+        cancelled leaves once the transaction has ended, unless it had not begun.
         Raises what `work` raises, Unavailable, DiskFull, DataLoss.
         """
         return await self._in_thread(lambda: self._transact(work))
@@ -170,8 +176,8 @@ def _sqlite_engine(url: URL) -> Engine:
 def upgrade(engine: Engine, migrations: Path, revision: str = "head") -> None:
     """Run the migrations up to `revision` in one transaction, one process at a time.
 
-    DDL is transactional in SQLite and PostgreSQL: a migration that is killed leaves what was there before it, and the next
-    start runs it again.
+    DDL is transactional in SQLite and PostgreSQL: a migration that is killed leaves what was there before it,
+    and the next start runs it again.
     """
     _migrate(engine, lambda connection: command.upgrade(alembic_config(connection, migrations), revision))
 
@@ -185,8 +191,8 @@ def _migrate(engine: Engine, migration: Callable[[Connection], None]) -> None:
     is_sqlite = engine.dialect.name == "sqlite"
     with engine.connect() as connection:
         if is_sqlite:
-            # SQLite alters a table by copying and dropping it. A drop deletes what refers to the table while keys are
-            # enforced, and they can only be switched between transactions.
+            # SQLite alters a table by copying and dropping it. A drop deletes what refers to the table while
+            # keys are enforced, and they can only be switched between transactions.
             _set_foreign_keys(connection, enforced=False)
         try:
             with connection.begin():
@@ -207,7 +213,7 @@ def _set_foreign_keys(connection: Connection, *, enforced: bool) -> None:
 
 
 def alembic_config(connection: Connection, migrations: Path, metadata: MetaData | None = None) -> Config:
-    """What Alembic's commands need. metadata: the tables to compare with, for `check` and `revision --autogenerate`."""
+    """What Alembic's commands need. metadata: the tables that `check` and `revision` compare with."""
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -216,8 +222,11 @@ def alembic_config(connection: Connection, migrations: Path, metadata: MetaData 
     return config
 
 
-def run_env(context: EnvironmentContext) -> None:
-    """All that a service's `env.py` does: run the migrations on the connection that `upgrade` opened."""
+def run_env(context: ModuleType) -> None:
+    """All that a service's `env.py` does: run the migrations on the connection that `upgrade` opened.
+
+    context: `alembic.context`.
+    """
     attributes = context.config.attributes
     context.configure(
         connection=attributes["connection"],
@@ -267,7 +276,7 @@ def _postgres_error(error: DBAPIError, url: URL) -> LaresError | None:
     state: str | None = getattr(error.orig, "sqlstate", None)
     if state == "53100":
         return DiskFull("the database server's disk is full; free some room, then try again")
-    # 08 connection, 40 deadlock or serialization, 53 resources, 55 locks, 57 shutdown; none: no answer at all.
+    # 08 connection, 40 deadlock or serialization, 53 resources, 55 locks, 57 shutdown; none: no answer.
     if error.connection_invalidated or state is None or state[:2] in ("08", "40", "53", "55", "57"):
         where = url.render_as_string(hide_password=True)
         return Unavailable(f"the database {where} does not answer; try again")

@@ -1,8 +1,8 @@
 """Pages of a list, after AIP-158: how many, and where to go on. Pure Python.
 
-A page token is the key of the last row that was given out, so that a page costs the same wherever it lies and a row that
-is inserted meanwhile neither repeats nor hides another. It also names the listing it belongs to (`scope`, with the filter in
-it): a token that is sent back to another listing is refused, not misread.
+A page token is the key of the last row that was given out, so that a page costs the same wherever it lies and
+a row that is inserted meanwhile neither repeats nor hides another. It also names the listing it belongs to
+(`scope`, with the filter in it): a token that is sent back to another listing is refused, not misread.
 """
 
 import base64
@@ -22,7 +22,7 @@ CursorKey = tuple[str | int, ...]
 
 
 def page_size(value: int, *, field: str = "page_size") -> int:
-    """Rows to return for a request that says `value`: 0 means 100. Raises InvalidArgument beyond 1 to 1000."""
+    """Rows to return for a request that says `value`: 0 means 100. Raises InvalidArgument past 1000."""
     if not 0 <= value <= MAX_PAGE_SIZE:
         raise InvalidArgument.at(
             field, f"must be 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}; it is {value}"

@@ -73,7 +73,8 @@ class WorkerPort(Generic[Req, Ev]):
         while True:
             wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                item = self._queue.get(block=not incoming and not self.closed, timeout=wait_s)
+                at_once = incoming or self.closed
+                item = self._queue.get_nowait() if at_once else self._queue.get(timeout=wait_s)
             except queue.Empty:
                 return incoming
             if item is not None:  # None only wakes us: the parent asked us to stop.

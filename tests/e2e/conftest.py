@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import pytest
+import yaml
+from grpc.aio import Channel, insecure_channel
 
 LARES = shutil.which("lares", path=str(Path(sys.executable).parent)) or "lares"
 FIRST_RUN_S = 600.0
@@ -129,9 +130,9 @@ class House:
         self.lares("pull", name)
         return name
 
-    def channel(self) -> grpc.aio.Channel:
+    def channel(self) -> Channel:
         """A gRPC channel to it, for `async with`."""
-        return grpc.aio.insecure_channel(self.grpc)
+        return insecure_channel(self.grpc)
 
 
 @pytest.fixture(scope="session")
@@ -157,3 +158,25 @@ def new_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
     for house in houses:
         if hasattr(house, "process") and house.process.poll() is None:
             house.stop(how=signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def lessons(package_files: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English questions and answers as a chat dataset, a few words each."""
+    corpus = package_files("chatterbot-corpus==1.3.3") / "chatterbot_corpus/data/english"
+    examples = []
+    for topic in ("science", "food", "sports"):
+        for turns in yaml.safe_load((corpus / f"{topic}.yml").read_text())["conversations"]:
+            question, *answers = (str(turn) for turn in turns)
+            examples += [
+                {
+                    "messages": [
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": answer},
+                    ]
+                }
+                for answer in answers
+            ]
+    file = tmp_path_factory.mktemp("lessons") / "lessons.jsonl"
+    file.write_text("".join(json.dumps(example) + "\n" for example in examples[:120]))
+    return file

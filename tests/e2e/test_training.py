@@ -1,41 +1,16 @@
 """A model learns from a real instruction file, and what it learned answers at once: over gRPC, HTTP, by command."""
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import openai
-import pytest
-import yaml
 
 from lares.trainer.v1 import trainer_pb2 as pb
 from lares.trainer.v1 import trainer_pb2_grpc as rpc
 from tests.e2e.conftest import STARTER, House
 
 STEPS = 20
-
-
-@pytest.fixture(scope="session")
-def lessons(package_files: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """English questions and answers as a chat dataset, a few words each."""
-    corpus = package_files("chatterbot-corpus==1.3.3") / "chatterbot_corpus/data/english"
-    examples = []
-    for topic in ("science", "food", "sports"):
-        for turns in yaml.safe_load((corpus / f"{topic}.yml").read_text())["conversations"]:
-            question, *answers = (str(turn) for turn in turns)
-            examples += [
-                {
-                    "messages": [
-                        {"role": "user", "content": question},
-                        {"role": "assistant", "content": answer},
-                    ]
-                }
-                for answer in answers
-            ]
-    file = tmp_path_factory.mktemp("lessons") / "lessons.jsonl"
-    file.write_text("".join(json.dumps(example) + "\n" for example in examples[:120]))
-    return file
 
 
 def test_lora_job_over_http_makes_a_model_that_answers_at_once(house: House, lessons: Path) -> None:
@@ -92,7 +67,8 @@ async def test_lora_job_over_grpc_streams_its_progress(house: House, lessons: Pa
         )
         job = (await trainer.CreateJob(pb.CreateJobRequest(job=asked), timeout=60)).job
         events = [
-            response.event for response in trainer.WatchJob(pb.WatchJobRequest(name=job.name), timeout=300)
+            response.event
+            async for response in trainer.WatchJob(pb.WatchJobRequest(name=job.name), timeout=300)
         ]
         job = (await trainer.GetJob(pb.GetJobRequest(name=job.name), timeout=60)).job
     assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure

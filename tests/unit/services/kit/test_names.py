@@ -13,6 +13,7 @@ IDS = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}(\.[a-z0-9_-]{1,20})?", fullmatch=
 )
 SEGMENTS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}(\.[A-Za-z0-9]{1,5})?", fullmatch=True)
 PATHS = st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join)
+DISTRIBUTIONS = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,20}[A-Za-z0-9])?", fullmatch=True)
 REVISIONS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9+!:-]{0,40}", fullmatch=True)
 HUB_REFS = st.builds(
     lambda provider, name, tag, revision: (
@@ -27,7 +28,7 @@ FILE_REFS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), 
     lambda p: f"file:{p}"
 )
 OTHER_REFS = st.one_of(
-    st.builds(lambda n, v: f"pypi:{n}=={v}", SEGMENTS, REVISIONS),
+    st.builds(lambda n, v: f"pypi:{n}=={v}", DISTRIBUTIONS, REVISIONS),
     st.builds(lambda e, m: f"openai:{e}/{m}", SEGMENTS, PATHS),
     st.builds(lambda m, v: f"local:{m}:{v}", IDS, IDS),
     IDS,

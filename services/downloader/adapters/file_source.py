@@ -1,0 +1,87 @@
+"""`file:`: a model that lies on this machine already."""
+
+import asyncio
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from services.downloader.adapters.local_files import copy_file, path_of_url
+from services.downloader.core.paths import check_path
+from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.downloader.core.selection import model_files
+from services.kit.errors import InvalidReference, PermissionDenied, SourceNotFound, UnsupportedFormat
+
+_MAX_FILES: Final = 10_000
+
+
+class FileSource:
+    """See `Source`. The path is one of the service's machine, which need not be the caller's."""
+
+    async def resolve(self, request: PullRequest) -> Resolved:
+        """List the model's files. Its version is told by their bytes."""
+        ref = request.refs[0]
+        path = Path(ref.name)
+        if not path.is_absolute():
+            raise InvalidReference(f"'{ref}' must have an absolute path, such as file:/models/x.gguf")
+        found = await asyncio.to_thread(_list, path)
+        wanted = set(model_files(found))
+        if not wanted:
+            raise UnsupportedFormat(
+                f"{path} holds no weights that Lares loads: GGUF, safetensors, CTranslate2 Whisper or Vosk"
+            )
+        files = tuple(
+            RemoteFile(name, local.as_uri(), size_bytes=local.stat().st_size)
+            for name, local in sorted(found.items())
+            if name in wanted
+        )
+        return Resolved(source=f"file:{path}", revision="", version_id=None, files=files)
+
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+        """Copy a file."""
+        await copy_file(path_of_url(file.url), target, on_bytes)
+
+    async def unpack(
+        self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
+    ) -> Sequence[LocalFile]:
+        """They are what they are."""
+        return [LocalFile(path, local) for path, local in fetched.items()]
+
+
+def _list(path: Path) -> dict[str, Path]:
+    """Path in the model -> file. Links that lead out of the folder, devices and pipes are refused."""
+    try:
+        root = path.resolve(strict=True)
+        mode = root.stat().st_mode
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SourceNotFound(f"there is no {path} on the machine of this service") from error
+    if stat.S_ISREG(mode):
+        return {check_path(path.name): root}
+    if not stat.S_ISDIR(mode):
+        raise UnsupportedFormat(f"{path} is neither a file nor a folder")
+    found: dict[str, Path] = {}
+    try:
+        for entry in sorted(root.rglob("*")):
+            if entry.is_dir() and not entry.is_symlink():
+                continue
+            found[check_path(entry.relative_to(root).as_posix())] = _inside(root, entry)
+            if len(found) > _MAX_FILES:
+                raise UnsupportedFormat(f"{path} holds more than {_MAX_FILES} files, so it is no model")
+    except PermissionError as error:
+        raise PermissionDenied(f"{error.filename} may not be read by this service") from error
+    return found
+
+
+def _inside(root: Path, entry: Path) -> Path:
+    try:
+        target = entry.resolve(strict=True)
+        is_file = stat.S_ISREG(target.stat().st_mode)
+    except (OSError, RuntimeError) as error:
+        raise UnsupportedFormat(f"{entry} is a link that leads nowhere") from error
+    if not target.is_relative_to(root):
+        raise UnsupportedFormat(
+            f"{entry} is a link out of its folder; copy what it points to into the folder"
+        )
+    if not is_file:
+        raise UnsupportedFormat(f"{entry} is no plain file")
+    return target

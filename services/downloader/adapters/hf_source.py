@@ -1,0 +1,169 @@
+"""`hf:`: a repository of the Hugging Face Hub, or of what speaks its API.
+
+huggingface_hub tells what there is, at one pinned commit; the bytes are fetched by our own hands, because they have to
+be resumed over a restart and checked, whatever arrives.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+
+from services.downloader.adapters.http_client import MAX_DOCUMENT_BYTES, HttpClient, HttpLimits
+from services.downloader.adapters.http_fetch import fetch
+from services.downloader.core.ids import as_id
+from services.downloader.core.paths import check_paths
+from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.downloader.core.selection import hub_files
+from services.downloader.core.urls import origin_of
+from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound, SourceUnavailable
+from services.kit.names import ModelRef
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+_COMMIT_CHARS: Final = 12
+
+
+class HfSource:
+    """See `Source`. endpoint: of the hub, empty for huggingface_hub's own default. token: sent to that host only."""
+
+    def __init__(self, endpoint: str, token: str, limits: HttpLimits) -> None:
+        self._endpoint = endpoint.rstrip("/") or None
+        self._token = token
+        self._limits = limits
+        self._client: HttpClient | None = None
+        # Git's own ids of small files, for which the hub has no sha256.
+        self._git_ids: dict[str, str] = {}
+
+    async def resolve(self, request: PullRequest) -> Resolved:
+        """Ask the hub for the files of one commit."""
+        ref = request.refs[0]
+        info = await asyncio.to_thread(self._model_info, ref)
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        names = hub_files(list(siblings), ref.tag)
+        check_paths(names)
+        commit = info.sha or ""
+        pinned = ModelRef("hf", ref.name, tag=ref.tag, revision=commit)
+        short = commit[:_COMMIT_CHARS]
+        card = info.card_data
+        return Resolved(
+            source=str(pinned),
+            revision=commit,
+            version_id=as_id(f"{ref.tag}-{short}" if ref.tag else short),
+            files=tuple(self._remote_file(ref, commit, siblings[name]) for name in names),
+            license=str(card.license or "") if card is not None else "",
+        )
+
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+        """Bring a file here."""
+        await fetch(self._http(), file, target, on_bytes)
+        git_id = self._git_ids.get(file.url)
+        if git_id is not None and await asyncio.to_thread(_git_id, target) != git_id:
+            target.unlink(missing_ok=True)
+            raise DigestMismatch(f"{file.path} is not what the hub's commit holds; nothing of it was kept")
+
+    async def unpack(
+        self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
+    ) -> Sequence[LocalFile]:
+        """They are what they are."""
+        return [LocalFile(path, local) for path, local in fetched.items()]
+
+    async def close(self) -> None:
+        """Close connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    def _http(self) -> HttpClient:
+        if self._client is None:
+            from huggingface_hub import constants
+
+            endpoint = self._endpoint or constants.ENDPOINT
+            credentials = {origin_of(endpoint): f"Bearer {self._token}"} if self._token else {}
+            self._client = HttpClient(limits=self._limits, credentials=credentials)
+        return self._client
+
+    def _remote_file(self, ref: ModelRef, commit: str, sibling: "RepoSibling") -> RemoteFile:
+        from huggingface_hub import hf_hub_url
+
+        name = sibling.rfilename
+        url = hf_hub_url(ref.name, name, revision=commit, endpoint=self._endpoint)
+        if sibling.lfs is None and sibling.blob_id:
+            self._git_ids[url] = sibling.blob_id
+        return RemoteFile(name, url, sibling.size, sibling.lfs.sha256 if sibling.lfs is not None else None)
+
+    def _model_info(self, ref: ModelRef) -> "ModelInfo":
+        # Imported when a hub is really asked: it is large, and most pulls need none.
+        from huggingface_hub import HfApi, set_client_factory
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        set_client_factory(self._capped_client)
+        # False, because None would mean a token that somebody left on this machine.
+        api = HfApi(endpoint=self._endpoint, token=self._token or False, library_name="lares")
+        try:
+            return api.model_info(
+                ref.name,
+                revision=ref.revision,
+                files_metadata=True,
+                timeout=self._limits.stall_timeout_s,
+            )
+        except GatedRepoError as error:
+            raise PermissionDenied(
+                f"{ref} is gated: accept its terms on the hub, then set HF_TOKEN for this service"
+            ) from error
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            raise SourceNotFound(
+                f"the hub has no {ref}; check its spelling and revision, and HF_TOKEN if it is private"
+            ) from error
+        except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+            raise SourceUnavailable(f"the hub does not answer for {ref} ({type(error).__name__})") from error
+
+    def _capped_client(self) -> httpx2.Client:
+        """What huggingface_hub speaks HTTP with: as its own, but it reads no more than metadata can have."""
+        return httpx2.Client(
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [_cap]},
+            follow_redirects=True,
+            max_redirects=5,
+            timeout=self._limits.stall_timeout_s,
+        )
+
+
+class _CappedStream(httpx2.SyncByteStream):
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        num_bytes = 0
+        for chunk in self._stream:
+            num_bytes += len(chunk)
+            if num_bytes > MAX_DOCUMENT_BYTES:
+                raise SourceUnavailable(
+                    f"the hub answers with more than {MAX_DOCUMENT_BYTES} bytes of metadata"
+                )
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _cap(response: httpx2.Response) -> None:
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise SourceUnavailable("the hub answers compressed, which was not asked for")
+    if isinstance(response.stream, httpx2.SyncByteStream):
+        response.stream = _CappedStream(response.stream)
+
+
+def _git_id(file: Path) -> str:
+    """What git calls these bytes: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,119 @@
+"""Messages <-> domain. Pure functions, in pairs where both ways are needed."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lares.downloader.v1 import downloader_pb2 as pb
+from lares.registry.v1 import registry_pb2
+from services.downloader.core.blobs import WrittenBlob
+from services.downloader.core.catalog import CatalogEntry
+from services.downloader.core.download import Download, DownloadState, FileProgress
+from services.downloader.core.leases import lease_name
+from services.downloader.core.ports import Lease
+from services.kit.errors import InvalidArgument
+from services.kit.names import model_name, parse_resource
+
+
+def download_id_from_name(name: str) -> str:
+    """`downloads/x` -> `x`. Raises InvalidReference."""
+    (download_id,) = parse_resource(name, "downloads/{download}")
+    return download_id
+
+
+def download_to_proto(download: Download) -> pb.Download:
+    """As it stands."""
+    message = pb.Download(
+        name=download.name,
+        source=download.source,
+        resolved_source=download.resolved_source,
+        model=model_name(download.model_id),
+        version=download.version,
+        state=pb.DownloadState.ValueType(download.state),
+        phase=pb.DownloadPhase.ValueType(download.phase),
+        completed_bytes=download.completed_bytes,
+        total_bytes=download.total_bytes,
+        bytes_per_second=download.bytes_per_second,
+        files=[_file_to_proto(file) for file in download.files],
+        create_time=_time_to_proto(download.create_time),
+    )
+    if download.eta_s is not None:
+        message.eta.CopyFrom(_duration_to_proto(timedelta(seconds=download.eta_s)))
+    if download.failure is not None:
+        message.failure.reason = download.failure.reason
+        message.failure.message = download.failure.message
+    if download.start_time is not None:
+        message.start_time.CopyFrom(_time_to_proto(download.start_time))
+    if download.end_time is not None:
+        message.end_time.CopyFrom(_time_to_proto(download.end_time))
+    return message
+
+
+def states_from_proto(states: "list[pb.DownloadState.ValueType]") -> list[DownloadState]:
+    """Raises InvalidArgument for one that is not known."""
+    try:
+        return sorted({DownloadState(state) for state in states})
+    except ValueError:
+        raise InvalidArgument.at("states", "must be states that a download can have") from None
+
+
+def entry_to_proto(entry: CatalogEntry) -> pb.CatalogEntry:
+    """One entry of the catalogue."""
+    return pb.CatalogEntry(
+        model_id=entry.model_id,
+        sources=[str(source) for source in entry.sources],
+        kind=registry_pb2.ModelKind.ValueType(entry.kind),
+        description=entry.description,
+        license=entry.license,
+        download_bytes=entry.download_bytes,
+        languages=entry.languages,
+    )
+
+
+def lease_to_proto(lease: Lease, path: Path) -> pb.Lease:
+    """path: the folder that it is on."""
+    return pb.Lease(
+        name=lease_name(lease.id),
+        version=lease.version,
+        artifact_id=lease.artifact_id,
+        path=str(path),
+        holder=lease.holder,
+        expire_time=_time_to_proto(lease.expire_time),
+    )
+
+
+def ttl_from_proto(message: Duration, *, is_set: bool) -> timedelta | None:
+    """None if it is not set. Raises InvalidArgument for a duration that is none."""
+    if not is_set:
+        return None
+    try:
+        return message.ToTimedelta()
+    except (ValueError, OverflowError):
+        raise InvalidArgument.at("ttl", "must be 1 s to 1 h") from None
+
+
+def written_to_proto(written: WrittenBlob) -> pb.WriteBlobResponse:
+    """What was stored."""
+    return pb.WriteBlobResponse(
+        digest=written.blob.digest,
+        size_bytes=written.blob.size_bytes,
+        expire_time=_time_to_proto(written.expire_time),
+    )
+
+
+def _file_to_proto(file: FileProgress) -> pb.FileProgress:
+    return pb.FileProgress(path=file.path, completed_bytes=file.completed_bytes, total_bytes=file.total_bytes)
+
+
+def _time_to_proto(time: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def _duration_to_proto(duration: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(duration)
+    return message

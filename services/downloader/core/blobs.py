@@ -1,0 +1,118 @@
+"""The blob store with its one rule: garbage collection never takes what somebody is about to refer to.
+
+Whoever brings a blob in says how long it is to be kept before it is there; whoever deletes one looks at that
+in the same breath. One lock makes both whole. It is held for a moment, never for a transfer.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from services.downloader.core.ids import new_id
+from services.downloader.core.ports import Blob, BlobStore, DownloadStore
+from services.kit.errors import BlobNotFound, DigestMismatch, FieldViolation, InvalidArgument
+from services.kit.names import parse_digest
+
+KEEP_FRESH: Final = timedelta(hours=1)
+"""How long a blob is safe that no version refers to yet."""
+
+MAX_CHUNK_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenBlob:
+    """What a caller has written. expire_time: it is kept until then, recorded or not."""
+
+    blob: Blob
+    expire_time: datetime
+
+
+def utc_now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
+
+
+class Blobs:
+    """`BlobStore` and `DownloadStore` together. now: the clock, for tests."""
+
+    def __init__(
+        self, store: BlobStore, records: DownloadStore, *, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        self.store = store
+        self.records = records
+        self.now = now
+        self.lock = asyncio.Lock()
+        self.writing: set[str] = set()
+
+    async def adopt(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
+        """Check a file of an ingest folder and store it. Raises DigestMismatch, DiskFull."""
+        blob = await self.store.examine(file, size_bytes=size_bytes, digest=digest)
+        async with self.lock:
+            await self.records.keep(blob.digest, self.now() + KEEP_FRESH)
+            await self.store.adopt(file, blob)
+        return blob
+
+    async def keep(self, blobs: Iterable[Blob]) -> None:
+        """Keep blobs from now on that are about to be referred to. Raises BlobNotFound if one is gone."""
+        async with self.lock:
+            for blob in blobs:
+                if await self.store.size(blob.digest) != blob.size_bytes:
+                    raise BlobNotFound.named(blob.digest)
+                await self.records.keep(blob.digest, self.now() + KEEP_FRESH)
+
+    async def write(self, chunks: AsyncIterator[bytes], *, size_bytes: int, digest: str) -> WrittenBlob:
+        """Store what a caller sends. digest: empty if the caller does not know it.
+
+        Raises InvalidArgument if it is not `size_bytes` long, InvalidDigest, DigestMismatch, DiskFull.
+        """
+        expected = parse_digest(digest, field="header.digest") if digest else None
+        name = f"write-{new_id()}"
+        self.writing.add(name)
+        try:
+            file = await self.store.create(name)
+            try:
+                num_bytes = 0
+                async for chunk in chunks:
+                    num_bytes += len(chunk)
+                    _check_chunk(chunk, num_bytes, size_bytes)
+                    await file.write(chunk)
+            finally:
+                await file.close()
+            if num_bytes != size_bytes:
+                raise _wrong_size(f"{num_bytes} bytes came instead of {size_bytes}")
+            blob = await self._adopt_written(file.path, size_bytes, expected)
+            return WrittenBlob(blob, self.now() + KEEP_FRESH)
+        finally:
+            await self.store.drop_ingest(name)
+            self.writing.discard(name)
+
+    async def read(self, digest: str, offset_bytes: int) -> AsyncGenerator[bytes, None]:
+        """A blob's bytes. Raises InvalidDigest, BlobNotFound, InvalidArgument past the end."""
+        parse_digest(digest)
+        async with aclosing(self.store.read(digest, offset_bytes)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _adopt_written(self, file: Path, size_bytes: int, expected: str | None) -> Blob:
+        try:
+            return await self.adopt(file, size_bytes=size_bytes, digest=expected)
+        except DigestMismatch as error:
+            why = "is not the digest of the bytes that came"
+            raise DigestMismatch(
+                f"header.digest {why}; nothing was stored", violations=[FieldViolation("header.digest", why)]
+            ) from error
+
+
+def _check_chunk(chunk: bytes, num_bytes: int, size_bytes: int) -> None:
+    if len(chunk) > MAX_CHUNK_BYTES:
+        raise InvalidArgument.at("chunk", f"must have at most {MAX_CHUNK_BYTES} bytes")
+    if num_bytes > size_bytes:
+        raise _wrong_size(f"more than {size_bytes} bytes came")
+
+
+def _wrong_size(why: str) -> InvalidArgument:
+    return InvalidArgument.at("header.size_bytes", f"{why}; nothing was stored")

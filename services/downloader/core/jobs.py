@@ -1,0 +1,285 @@
+"""The queue of downloads: a bounded number at once, each on its own task, over restarts; and those who watch.
+
+Callers come and go; a download belongs to nobody. What has to survive is written down when its state or phase
+changes, and while bytes flow every few seconds: they lie on disk themselves, so no more is lost than a number.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from services.downloader.core.blobs import utc_now
+from services.downloader.core.catalog import Catalog, Plan
+from services.downloader.core.download import (
+    Download,
+    DownloadPhase,
+    DownloadState,
+    Failure,
+    FileProgress,
+)
+from services.downloader.core.ids import new_id
+from services.downloader.core.ports import DownloadStore, RemoteFile
+from services.downloader.core.progress import Speed, eta_s
+from services.downloader.core.pull import Puller
+from services.kit.errors import DownloadNotFound, InternalError, LaresError, QueueFull
+
+MAX_QUEUED: Final = 1000
+
+_log = structlog.get_logger(__name__)
+
+_PUBLISH_S: Final = 0.2
+_SAVE_S: Final = 5.0
+
+
+class LiveDownload:
+    """A download that somebody may be watching: its newest state, its number, and the word that it changed."""
+
+    def __init__(self, download: Download) -> None:
+        self.download = download
+        self.sequence = 0
+        self._changed = asyncio.Event()
+        self.publish(download)
+
+    def publish(self, download: Download) -> None:
+        """Tell all watchers. However slow they are, they get the newest state next, not every one."""
+        self.download = download
+        # By the clock, so that numbers grow over restarts too, without being written down.
+        age_ms = int((utc_now() - download.create_time).total_seconds() * 1000)
+        self.sequence = max(self.sequence + 1, age_ms)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def changed_since(self, sequence: int) -> None:
+        """Return when there is something newer."""
+        while self.sequence <= sequence:
+            await self._changed.wait()
+
+
+class DownloadJobs:
+    """All downloads. Make it, `start` it inside the event loop, `stop` it."""
+
+    def __init__(
+        self, puller: Puller, catalog: Catalog, records: DownloadStore, *, max_concurrent: int
+    ) -> None:
+        self._puller = puller
+        self._catalog = catalog
+        self._records = records
+        self._slots = asyncio.Semaphore(max_concurrent)
+        self._changing = asyncio.Lock()
+        self._live: dict[str, LiveDownload] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Go on with what was under way when the service ended."""
+        unfinished = await self._records.downloads(
+            [DownloadState.QUEUED, DownloadState.RUNNING], before_id=None, limit=MAX_QUEUED
+        )
+        for download in reversed(unfinished):
+            self._launch(download.interrupted())
+
+    async def stop(self) -> None:
+        """Stop all of them; the next start goes on with them."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def create(self, source: str, *, model_id: str = "", request_id: str = "") -> Download:
+        """Begin a download, or join the one that is under way. Raises InvalidReference, SourceNotFound, QueueFull."""
+        plan = self._catalog.plan(source, model_id=model_id)
+        async with self._changing:
+            if request_id and (first := await self._records.download_of_request(request_id)):
+                return await self.get(first.id)
+            active = [each.download for each in self._live.values() if each.download.state.is_active]
+            for download in active:
+                if (download.source, download.model_id) == (plan.source, plan.model_id):
+                    return download
+            if len(active) >= MAX_QUEUED:
+                raise QueueFull(
+                    f"{len(active)} downloads are waiting already; try again when some have ended"
+                )
+            download = Download(new_id(), plan.source, plan.model_id, utc_now(), request_id=request_id)
+            await self._records.save_download(download)
+            self._launch(download)
+            return download
+
+    async def get(self, download_id: str) -> Download:
+        """How it stands. Raises DownloadNotFound."""
+        live = self._live.get(download_id)
+        return live.download if live else await self._recorded(download_id)
+
+    async def page(
+        self, states: Sequence[DownloadState], *, before_id: str | None, limit: int
+    ) -> list[Download]:
+        """Newest first, older than `before_id`."""
+        recorded = await self._records.downloads(states, before_id=before_id, limit=limit)
+        return [self._live[each.id].download if each.id in self._live else each for each in recorded]
+
+    async def watch(self, download_id: str) -> AsyncGenerator[tuple[int, Download], None]:
+        """(number, how it stands), now and whenever it has changed, until it has ended. Raises DownloadNotFound."""
+        live = await self._watched(download_id)
+        while True:
+            sequence, download = live.sequence, live.download
+            yield sequence, download
+            if download.state.is_final:
+                return
+            await live.changed_since(sequence)
+
+    async def pause(self, download_id: str) -> Download:
+        """Stop it and keep what has arrived. Raises DownloadNotFound, JobFinished."""
+        return await self._halt(download_id, lambda download: download.paused())
+
+    async def cancel(self, download_id: str) -> Download:
+        """End it and drop what has arrived. Raises DownloadNotFound, JobFinished."""
+        download = await self._halt(download_id, lambda download: download.cancelled(utc_now()))
+        await self._puller.blobs.store.drop_ingest(download_id)
+        return download
+
+    async def resume(self, download_id: str) -> Download:
+        """Go on with it. Raises DownloadNotFound, JobFinished if it has succeeded."""
+        async with self._changing:
+            download = await self.get(download_id)
+            if download.state.is_active:
+                return download
+            queued = download.queued()
+            await self._records.save_download(queued)
+            self._launch(queued)
+            return queued
+
+    def _launch(self, download: Download) -> None:
+        live = self._live.get(download.id)
+        if live is None:
+            live = self._live[download.id] = LiveDownload(download)
+        else:
+            live.publish(download)
+        task = asyncio.create_task(self._run(live), name=download.name)
+        self._tasks[download.id] = task
+        task.add_done_callback(lambda _: self._forget(download.id, task))
+
+    def _forget(self, download_id: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(download_id) is task:
+            del self._tasks[download_id]
+            live = self._live.get(download_id)
+            if live is not None and live.download.state.is_final:
+                del self._live[download_id]
+
+    async def _run(self, live: LiveDownload) -> None:
+        async with self._slots:
+            await self._settle(live, live.download.started(utc_now()))
+            try:
+                version = await self._pull(live)
+            except LaresError as error:
+                ended = live.download.failed(Failure.of(error), utc_now())
+            except Exception:
+                _log.exception("download failed for a reason that is ours", download=live.download.name)
+                bug = InternalError(
+                    "the download failed for a reason that is ours; the service's log says more"
+                )
+                ended = live.download.failed(Failure.of(bug), utc_now())
+            else:
+                ended = live.download.succeeded(version, utc_now())
+                await self._puller.blobs.store.drop_ingest(live.download.id)
+            await self._settle(live, ended)
+
+    async def _pull(self, live: LiveDownload) -> str:
+        plan: Plan = self._catalog.plan(live.download.source, model_id=live.download.model_id)
+        report = _Report(live, self._records)
+        telling = asyncio.create_task(report.tell())
+        try:
+            return await self._puller.pull(live.download, plan, report)
+        finally:
+            telling.cancel()
+            await asyncio.wait([telling])
+            report.publish()
+
+    async def _settle(self, live: LiveDownload, download: Download) -> None:
+        """Written down before it is told."""
+        await self._records.save_download(download)
+        live.publish(download)
+
+    async def _halt(self, download_id: str, change: Callable[[Download], Download]) -> Download:
+        async with self._changing:
+            live = await self._watched(download_id)
+            change(live.download)  # Refuses what has ended, before anything is stopped.
+            if (task := self._tasks.get(download_id)) is not None:
+                task.cancel()
+                await asyncio.wait([task])
+            await self._settle(live, change(live.download))
+            if live.download.state.is_final:
+                self._live.pop(download_id, None)
+            return live.download
+
+    async def _watched(self, download_id: str) -> LiveDownload:
+        """The live one; one that is paused becomes live, for it may be resumed while it is watched."""
+        live = self._live.get(download_id)
+        if live is None:
+            live = LiveDownload(await self._recorded(download_id))
+            if not live.download.state.is_final:
+                live = self._live.setdefault(download_id, live)
+        return live
+
+    async def _recorded(self, download_id: str) -> Download:
+        download = await self._records.download(download_id)
+        if download is None:
+            raise DownloadNotFound.named(f"downloads/{download_id}")
+        return download
+
+
+class _Report:
+    """A pull's `Reporter`: counts as often as it is told, publishes a few times a second, writes down more rarely."""
+
+    def __init__(self, live: LiveDownload, records: DownloadStore) -> None:
+        self._live = live
+        self._records = records
+        self._files: list[FileProgress] = []
+        self._speed = Speed()
+        self._has_news = False
+        self._is_unsaved = False
+
+    def enter(self, phase: DownloadPhase) -> None:
+        """It begins the next thing."""
+        self.publish()
+        self._live.publish(self._live.download.in_phase(phase))
+        self._is_unsaved = True
+
+    def resolved(self, source: str, files: Sequence[RemoteFile]) -> None:
+        """It knows what there is."""
+        self._files = [FileProgress(file.path, 0, file.size_bytes) for file in files]
+        self._live.publish(replace(self._live.download, resolved_source=source, files=tuple(self._files)))
+        self._is_unsaved = True
+
+    def arrived(self, index: int, num_bytes: int, size_bytes: int | None) -> None:
+        """So much of a file is here."""
+        self._files[index] = FileProgress(self._files[index].path, num_bytes, size_bytes)
+        self._has_news = True
+
+    def publish(self) -> None:
+        """Tell the watchers, if there is anything new."""
+        if not self._has_news:
+            return
+        self._has_news = False
+        download = replace(self._live.download, files=tuple(self._files))
+        if download.phase is DownloadPhase.FETCHING:
+            rate = self._speed.sample(time.monotonic(), download.completed_bytes)
+            left_s = eta_s(download.completed_bytes, download.total_bytes, rate)
+            download = replace(download, bytes_per_second=rate, eta_s=left_s)
+        self._live.publish(download)
+
+    async def tell(self) -> None:
+        """Do so until cancelled."""
+        saved_at = time.monotonic()
+        while True:
+            await asyncio.sleep(_PUBLISH_S)
+            is_due = self._has_news and time.monotonic() - saved_at > _SAVE_S
+            self.publish()
+            if self._is_unsaved or is_due:
+                self._is_unsaved = False
+                saved_at = time.monotonic()
+                with contextlib.suppress(LaresError):  # The next one will do; states are saved elsewhere.
+                    await self._records.save_download(self._live.download)

@@ -1,0 +1,110 @@
+"""What the downloader knows of a model: its files, and what they turned out to be."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ModelKind(IntEnum):
+    """What a model does. Numbers as in the contract, as with all enums here; a test compares them."""
+
+    UNSPECIFIED = 0
+    TEXT_GENERATION = 1
+    EMBEDDING = 2
+    SPEECH_TO_TEXT = 3
+    TEXT_TO_SPEECH = 4
+    RERANKING = 5
+
+
+class Capability(IntEnum):
+    """What can be asked of a model."""
+
+    UNSPECIFIED = 0
+    CHAT = 1
+    COMPLETION = 2
+    EMBEDDING = 3
+    TRANSCRIPTION = 4
+    STREAMING_RECOGNITION = 5
+    SPEECH_TRANSLATION = 6
+    TOOLS = 7
+    VISION = 8
+    SPEECH_SYNTHESIS = 9
+    RERANKING = 10
+    ADAPTERS = 11
+
+
+class Format(IntEnum):
+    """Format of a version's files."""
+
+    UNSPECIFIED = 0
+    SAFETENSORS = 1
+    GGUF = 2
+    CTRANSLATE2 = 3
+    VOSK = 4
+    PEFT = 5
+    ONNX = 6
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of a version. path: relative, with `/`; digest: `sha256:<hex>`, its name in the blob store."""
+
+    path: str
+    size_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model's own files say about it. Zero and empty mean that they do not say."""
+
+    kind: ModelKind
+    format: Format
+    capabilities: tuple[Capability, ...] = ()
+    architecture: str = ""
+    num_parameters: int = 0
+    context_length: int = 0
+    quantization: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What is recorded of a model when its first version has arrived."""
+
+    model_id: str
+    provider: str
+    source: str
+    facts: Facts
+    display_name: str = ""
+    description: str = ""
+    license: str = ""
+    languages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """What is recorded of a version: files that are all verified and in the store."""
+
+    model_id: str
+    version_id: str
+    revision: str
+    source: str
+    facts: Facts
+    files: tuple[StoredFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """What the registry says of a model that is there already."""
+
+    model_id: str
+    source: str
+
+
+def manifest_digest(files: Iterable[StoredFile]) -> str:
+    """64 hex digits that stand for exactly these files under these names, whatever their order."""
+    sha256 = hashlib.sha256()
+    for file in sorted(files, key=lambda each: each.path):
+        sha256.update(f"{file.digest} {file.size_bytes} {file.path}\n".encode())
+    return sha256.hexdigest()

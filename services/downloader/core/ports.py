@@ -1,0 +1,238 @@
+"""What the core needs from outside. Each port is fulfilled by an adapter, and by a fake in the tests."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from services.downloader.core.catalog import Layout
+from services.downloader.core.download import Download, DownloadState
+from services.downloader.core.models import (
+    Facts,
+    KnownModel,
+    ModelRecord,
+    StoredFile,
+    VersionRecord,
+)
+from services.kit.names import ModelRef
+
+OnBytes = Callable[[int, int | None], None]
+"""Told how many bytes of a file have arrived, all in all, and how many it has, if that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes in the store. digest: `sha256:<hex>`."""
+
+    digest: str
+    size_bytes: int
+
+
+class IngestFile(Protocol):
+    """A file on its way into the store."""
+
+    path: Path
+
+    async def write(self, chunk: bytes) -> None:
+        """Append. Raises DiskFull."""
+
+    async def close(self) -> None:
+        """No more will be written."""
+
+
+class BlobStore(Protocol):
+    """Bytes by their sha256. What `size` finds was verified on its way in."""
+
+    def ingest(self, name: str) -> Path:
+        """The folder of what is on its way under that id, made if need be. It survives a restart."""
+
+    async def ingests(self) -> Sequence[str]:
+        """Ids of all ingest folders."""
+
+    async def drop_ingest(self, name: str) -> int:
+        """Delete an ingest folder. Returns the bytes freed; 0 if it is not there."""
+
+    async def create(self, name: str) -> IngestFile:
+        """Begin to write a file into the ingest folder of that id."""
+
+    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
+        """Put an ingested file onto the disk for good, and check its size and sha256. Raises DigestMismatch."""
+
+    async def adopt(self, file: Path, blob: Blob) -> None:
+        """Move an examined file to its digest's path, and put that onto the disk too.
+
+        What is there already is replaced, which repairs it. Raises DiskFull.
+        """
+
+    async def size(self, digest: str) -> int | None:
+        """Length of a blob, or None if it is not there."""
+
+    async def check(self, blob: Blob) -> None:
+        """That it is there, has its size, and was not touched since it was verified. Raises CorruptBlob."""
+
+    async def verify(self, blob: Blob) -> None:
+        """Read all of it. Raises CorruptBlob."""
+
+    def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
+        """Its bytes in chunks. Raises BlobNotFound, InvalidArgument past the end."""
+
+    async def blobs(self) -> Sequence[Blob]:
+        """All that is stored."""
+
+    async def delete(self, digest: str) -> int:
+        """Delete a blob. Returns the bytes freed; 0 if it is not there."""
+
+    async def open_view(self, manifest: str, files: Sequence[StoredFile]) -> Path:
+        """A folder in which these blobs lie under their own names, to read. Made once per manifest digest."""
+
+    def view_path(self, manifest: str) -> Path:
+        """Where the view of that manifest lies, or would lie."""
+
+    async def views(self) -> Sequence[str]:
+        """Manifest digests of all views."""
+
+    async def delete_view(self, manifest: str) -> None:
+        """Delete a view; the blobs stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One thing to fetch. path: its name on its way. sha256: 64 hex digits, if the source tells it."""
+
+    path: str
+    url: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """What to pull: one reference, or the packages over which a model is spread, in their order."""
+
+    refs: tuple[ModelRef, ...]
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a source has to offer, pinned. source: the reference with its revision.
+
+    version_id: None if only the bytes can tell it. license: as the source states it, or empty.
+    """
+
+    source: str
+    revision: str
+    version_id: str | None
+    files: tuple[RemoteFile, ...]
+    license: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A model's file in an ingest folder. digest: as its source promised it, if it did."""
+
+    path: str
+    local: Path
+    digest: str | None = None
+
+
+class Source(Protocol):
+    """A place that models come from."""
+
+    async def resolve(self, request: PullRequest) -> Resolved:
+        """Pin it. Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied."""
+
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+        """Bring a file to `target`, going on from what lies there.
+
+        Checks size and sha256 where they are known. Raises SourceNotFound, SourceUnavailable, DigestMismatch, DiskFull.
+        """
+
+    async def unpack(
+        self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
+    ) -> Sequence[LocalFile]:
+        """Make the model's files out of what was fetched (RemoteFile.path -> where it lies).
+
+        folder: an empty one, for files that have to be made.
+
+        Raises UnsupportedFormat, DigestMismatch, DiskFull.
+        """
+
+
+class Inspector(Protocol):
+    """Finds out what files are, without trusting them."""
+
+    async def inspect(self, files: Mapping[str, Path]) -> Facts:
+        """files: path in the model -> where it lies. Raises UnsupportedFormat, WorkerLost."""
+
+
+class ModelRegistry(Protocol):
+    """The Registry, as far as the downloader needs it. Every call raises Unavailable if nobody answers."""
+
+    async def find_model(self, model_id: str) -> KnownModel | None:
+        """The model of that id."""
+
+    async def find_version(self, model_id: str, version_id: str) -> VersionRecord | None:
+        """The version, if it is recorded and was not quarantined."""
+
+    async def record(self, model: ModelRecord, version: VersionRecord, *, request_id: str) -> None:
+        """Record both, and make the version the one that answers. To repeat it changes nothing."""
+
+    async def lease_files(self, version: str, artifact_id: str) -> tuple[StoredFile, ...]:
+        """Files of a version, or of one of its artifacts.
+
+        Raises ModelNotFound, VersionNotFound, ModelNotAvailable for what is quarantined.
+        """
+
+    def referenced(self) -> AsyncIterator[str]:
+        """Digests of all files of all versions and artifacts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Somebody's hold on a version's files. manifest: names the view."""
+
+    id: str
+    version: str
+    artifact_id: str
+    holder: str
+    manifest: str
+    digests: tuple[str, ...]
+    expire_time: datetime
+
+
+class DownloadStore(Protocol):
+    """What must survive a restart: downloads, leases, and until when fresh blobs are kept."""
+
+    async def save_download(self, download: Download) -> None:
+        """Insert or replace."""
+
+    async def download(self, download_id: str) -> Download | None:
+        """One of them."""
+
+    async def download_of_request(self, request_id: str) -> Download | None:
+        """The download that a request made."""
+
+    async def downloads(
+        self, states: Sequence[DownloadState], *, before_id: str | None, limit: int
+    ) -> Sequence[Download]:
+        """Newest first, older than `before_id`; in any state if `states` is empty."""
+
+    async def save_lease(self, lease: Lease) -> None:
+        """Insert or replace."""
+
+    async def lease(self, lease_id: str) -> Lease | None:
+        """One of them, expired or not."""
+
+    async def leases(self) -> Sequence[Lease]:
+        """All of them, expired or not."""
+
+    async def delete_lease(self, lease_id: str) -> bool:
+        """Whether it was there."""
+
+    async def keep(self, digest: str, until: datetime) -> None:
+        """Keep a blob from garbage collection, at least until then."""
+
+    async def kept(self, now: datetime) -> frozenset[str]:
+        """Digests of blobs that are kept now; what has run out is forgotten."""

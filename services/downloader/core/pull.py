@@ -1,0 +1,193 @@
+"""One pull from its first question to its record: the order in which a model becomes available.
+
+resolve -> fetch -> unpack -> inspect -> verify and store each file -> tell the registry
+
+It can be killed at any point and begun again: what has arrived lies in the ingest folder, what was stored is
+stored, and the registry hears of a version only when all of it is.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from services.downloader.core.blobs import Blobs
+from services.downloader.core.catalog import Plan
+from services.downloader.core.download import Download, DownloadPhase
+from services.downloader.core.models import (
+    Facts,
+    ModelRecord,
+    StoredFile,
+    VersionRecord,
+    manifest_digest,
+)
+from services.downloader.core.ports import (
+    Blob,
+    Inspector,
+    LocalFile,
+    ModelRegistry,
+    PullRequest,
+    RemoteFile,
+    Resolved,
+    Source,
+)
+from services.kit.errors import CorruptBlob, ModelExists, Unavailable, Unsupported
+from services.kit.names import ModelRef, version_name
+
+T = TypeVar("T")
+
+_MANIFEST_CHARS: Final = 16
+# The registry may be a few seconds behind us when all services start together.
+_REGISTRY_ATTEMPTS: Final = 8
+_MAX_WAIT_S: Final = 5.0
+
+
+class Reporter(Protocol):
+    """Told how a pull goes on."""
+
+    def enter(self, phase: DownloadPhase) -> None:
+        """It begins the next thing."""
+
+    def resolved(self, source: str, files: Sequence[RemoteFile]) -> None:
+        """It knows what there is."""
+
+    def arrived(self, index: int, num_bytes: int, size_bytes: int | None) -> None:
+        """So much of a file is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Puller:
+    """What every pull needs. sources: by provider. sleep: for tests."""
+
+    sources: Mapping[str, Source]
+    blobs: Blobs
+    inspector: Inspector
+    registry: ModelRegistry
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    async def pull(self, download: Download, plan: Plan, report: Reporter) -> str:
+        """Bring a model in. Returns its version's name. Raises any LaresError of its ports."""
+        source = self._source(plan)
+        request = PullRequest(plan.refs, plan.layout)
+        report.enter(DownloadPhase.RESOLVING)
+        await self._check_origin(plan)
+        resolved = await source.resolve(request)
+        report.resolved(resolved.source, ())
+        if resolved.version_id is not None and await self._is_here(plan.model_id, resolved.version_id):
+            return version_name(plan.model_id, resolved.version_id)
+        report.resolved(resolved.source, resolved.files)
+        ingest = self.blobs.store.ingest(download.id)
+        report.enter(DownloadPhase.FETCHING)
+        fetched = await _fetch(source, resolved, ingest, report)
+        report.enter(DownloadPhase.UNPACKING)
+        locals_ = await source.unpack(request, fetched, await asyncio.to_thread(_empty_folder, ingest))
+        facts = await self.inspector.inspect({file.path: file.local for file in locals_})
+        report.enter(DownloadPhase.VERIFYING)
+        files = [await self._store(file) for file in locals_]
+        report.enter(DownloadPhase.COMMITTING)
+        # Once more: of a large model the first file may have been stored long ago.
+        await self.blobs.keep(Blob(file.digest, file.size_bytes) for file in files)
+        version_id = resolved.version_id or manifest_digest(files)[:_MANIFEST_CHARS]
+        await self._record(download, plan, resolved, version_id, facts, files)
+        return version_name(plan.model_id, version_id)
+
+    def _source(self, plan: Plan) -> Source:
+        provider = plan.refs[0].provider
+        if provider not in self.sources:
+            raise Unsupported(
+                f"{provider}: is not a source that this release pulls from; it has {', '.join(self.sources)}"
+            )
+        return self.sources[provider]
+
+    async def _check_origin(self, plan: Plan) -> None:
+        """That a model of that name, if there is one, is the same model. Raises ModelExists."""
+        known = await self._asking(lambda: self.registry.find_model(plan.model_id))
+        if known is None or _origin(known.source) == _origin(str(plan.refs[0])):
+            return
+        raise ModelExists(
+            f"'{plan.model_id}' is a model from {known.source or 'elsewhere'} already;"
+            " pull this one under another id"
+        )
+
+    async def _is_here(self, model_id: str, version_id: str) -> bool:
+        """Whether that very version is recorded and whole. What is damaged is pulled again, which repairs it."""
+        version = await self._asking(lambda: self.registry.find_version(model_id, version_id))
+        if version is None:
+            return False
+        try:
+            for file in version.files:
+                await self.blobs.store.verify(Blob(file.digest, file.size_bytes))
+        except CorruptBlob:
+            return False
+        return True
+
+    async def _store(self, file: LocalFile) -> StoredFile:
+        blob = await self.blobs.adopt(file.local, digest=file.digest)
+        return StoredFile(file.path, blob.size_bytes, blob.digest)
+
+    async def _record(
+        self,
+        download: Download,
+        plan: Plan,
+        resolved: Resolved,
+        version_id: str,
+        facts: Facts,
+        files: Sequence[StoredFile],
+    ) -> None:
+        # Again, because somebody else may have taken the name while this was on its way.
+        await self._check_origin(plan)
+        entry = plan.entry
+        if entry is not None:
+            facts = replace(facts, kind=entry.kind, capabilities=entry.capabilities or facts.capabilities)
+        model = ModelRecord(
+            model_id=plan.model_id,
+            provider=plan.refs[0].provider,
+            source=resolved.source,
+            facts=facts,
+            description=entry.description if entry else "",
+            license=entry.license if entry else resolved.license,
+            languages=entry.languages if entry else (),
+        )
+        version = VersionRecord(
+            plan.model_id, version_id, resolved.revision, resolved.source, facts, tuple(files)
+        )
+        await self._asking(lambda: self.registry.record(model, version, request_id=download.id))
+
+    async def _asking(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the registry, and again while it does not answer. Every question may be repeated."""
+        for attempt in range(1, _REGISTRY_ATTEMPTS):
+            try:
+                return await ask()
+            except Unavailable:
+                await self.sleep(min(_MAX_WAIT_S, 0.25 * 2.0**attempt))
+        return await ask()
+
+
+async def _fetch(source: Source, resolved: Resolved, ingest: Path, report: Reporter) -> dict[str, Path]:
+    """One file after another: the sources are others' servers, and one connection fills most lines."""
+    fetched = {}
+    for index, file in enumerate(resolved.files):
+        # Numbered, so that no name of theirs becomes one of ours.
+        target = ingest / f"{index:05}.part"
+
+        def arrived(num_bytes: int, size_bytes: int | None, index: int = index) -> None:
+            report.arrived(index, num_bytes, size_bytes)
+
+        await source.fetch(file, target, arrived)
+        fetched[file.path] = target
+    return fetched
+
+
+def _empty_folder(ingest: Path) -> Path:
+    """For what is made of the fetched files. A run that was killed may have left some there."""
+    folder = ingest / "unpacked"
+    for path in sorted(folder.rglob("*"), reverse=True) if folder.exists() else []:
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _origin(source: str) -> str:
+    """A reference without its revision."""
+    return str(replace(ModelRef.parse(source), revision=None)) if source else ""

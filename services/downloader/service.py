@@ -1,0 +1,90 @@
+"""Wiring: settings -> adapters -> core -> servicer. The only file that knows all of them."""
+
+import os
+from pathlib import Path
+
+import grpc
+
+from lares.downloader.v1 import downloader_pb2 as pb
+from lares.downloader.v1 import downloader_pb2_grpc as rpc
+from services.downloader.adapters.disk_blob_store import DiskBlobStore
+from services.downloader.adapters.file_source import FileSource
+from services.downloader.adapters.folder_lock import FolderLock
+from services.downloader.adapters.hf_source import HfSource
+from services.downloader.adapters.http_client import HttpLimits
+from services.downloader.adapters.pypi_source import PypiSource
+from services.downloader.adapters.registry_client import RegistryClient
+from services.downloader.adapters.sql_store import SqlStore
+from services.downloader.adapters.worker_inspector import WorkerInspector
+from services.downloader.core.blobs import Blobs
+from services.downloader.core.catalog import Catalog
+from services.downloader.core.garbage import GarbageCollector
+from services.downloader.core.jobs import DownloadJobs
+from services.downloader.core.leases import Leases
+from services.downloader.core.ports import Source
+from services.downloader.core.pull import Puller
+from services.downloader.servicer import DownloaderServicer
+from services.downloader.settings import DownloaderSettings
+from services.kit.database import database_url
+from services.kit.host import Host
+
+CATALOG = Path(__file__).parent / "catalog.toml"
+
+
+def build(host: Host) -> "DownloaderService":
+    """The downloader of a process. Touches nothing outside until it is started."""
+    return DownloaderService(host, host.load(DownloaderSettings))
+
+
+class DownloaderService:
+    """The downloader as `services.kit.server` runs it."""
+
+    full_name = pb.DESCRIPTOR.services_by_name["DownloaderService"].full_name
+
+    def __init__(self, host: Host, settings: DownloaderSettings) -> None:
+        limits = HttpLimits(
+            stall_timeout_s=settings.stall_timeout_s,
+            min_bytes_per_second=settings.min_bytes_per_second,
+            speed_window_s=settings.speed_window_s,
+            max_attempts=settings.max_attempts,
+        )
+        self._store = DiskBlobStore(host.settings.store_path)
+        self._lock = FolderLock(host.settings.store_path)
+        self._records = SqlStore(
+            database_url(settings.database.get_secret_value(), host.settings.home / "downloader.db")
+        )
+        inspector = WorkerInspector()
+        token = settings.hf_token.get_secret_value() or os.environ.get("HF_TOKEN", "")
+        self._pypi = PypiSource(inspector, limits)
+        self._hf = HfSource(settings.hf_endpoint, token, limits)
+        registry = RegistryClient(host.channel("registry"))
+        catalog = Catalog.parse(CATALOG.read_text("utf-8"))
+        blobs = Blobs(self._store, self._records)
+        sources: dict[str, Source] = {"pypi": self._pypi, "file": FileSource(), "hf": self._hf}
+        puller = Puller(sources, blobs, inspector, registry)
+        self._jobs = DownloadJobs(puller, catalog, self._records, max_concurrent=settings.max_concurrent)
+        self._servicer = DownloaderServicer(
+            host, self._jobs, catalog, blobs, Leases(blobs, registry), GarbageCollector(blobs, registry)
+        )
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Put the RPCs on a server."""
+        rpc.add_DownloaderServiceServicer_to_server(self._servicer, server)
+
+    async def start(self) -> None:
+        """Take the store, open the database, go on with what was under way.
+
+        Raises FailedPrecondition if another process has the store, Unavailable, DiskFull, DataLoss.
+        """
+        await self._lock.acquire()
+        self._store.open()
+        await self._records.open()
+        await self._jobs.start()
+
+    async def stop(self) -> None:
+        """Stop downloads where they are; the next start goes on with them."""
+        await self._jobs.stop()
+        await self._pypi.close()
+        await self._hf.close()
+        await self._records.close()
+        self._lock.release()

@@ -1,0 +1,46 @@
+"""Settings of the downloader: LARES_DOWNLOADER_*, or [downloader] in the settings file."""
+
+from typing import ClassVar
+
+from pydantic import Field, SecretStr
+
+from services.kit.settings import ServiceSettings
+
+
+class DownloaderSettings(ServiceSettings):
+    """What the downloader needs to know beyond the shared settings."""
+
+    section: ClassVar[str] = "downloader"
+
+    database: SecretStr = Field(
+        default=SecretStr(""),
+        description="Where downloads and leases are recorded: a URL such as postgresql://user@host/lares; "
+        "downloader.db in the home folder if unset.",
+    )
+    max_concurrent: int = Field(
+        default=2, ge=1, le=64, description="How many downloads run at once; the others wait in their order."
+    )
+    hf_endpoint: str = Field(
+        default="", description="URL of the hub that hf: means; huggingface_hub's own default if unset."
+    )
+    hf_token: SecretStr = Field(
+        default=SecretStr(""),
+        description="Token for that hub, sent to no other host; the environment's HF_TOKEN if unset.",
+    )
+    stall_timeout_s: float = Field(
+        default=30.0, gt=0, le=600, description="Seconds without a byte after which a connection is given up."
+    )
+    min_bytes_per_second: int = Field(
+        default=1024,
+        ge=0,
+        description="A connection that is slower than this over a whole window is given up.",
+    )
+    speed_window_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds over which that speed is measured."
+    )
+    max_attempts: int = Field(
+        default=8,
+        ge=1,
+        le=100,
+        description="How many times in a row a connection may fail without a new byte before a download fails.",
+    )

@@ -71,6 +71,9 @@ async def read_form(request: Request, model: type[M]) -> AsyncIterator[tuple[M, 
         raise InvalidArgument(f"the form cannot be read: {error.message}") from None
     except ClientDisconnect:
         raise ClientDisconnected from None
+    if not parser.is_whole:
+        parser.close()
+        raise InvalidArgument("the form breaks off before its last boundary")
     try:
         fields: dict[str, object] = {}
         upload: Upload | None = None
@@ -92,7 +95,10 @@ async def read_form(request: Request, model: type[M]) -> AsyncIterator[tuple[M, 
 
 
 class _CappedParser(MultiPartParser):
-    """Starlette's parser, which also stops at a number of parts, whatever they are."""
+    """Starlette's parser, which also stops at a number of parts and tells a form that breaks off."""
+
+    is_whole = False
+    """Whether the form's last boundary has come."""
 
     _num_parts = 0
 
@@ -101,6 +107,15 @@ class _CappedParser(MultiPartParser):
         if self._num_parts > _MAX_PARTS:
             raise PayloadTooLarge(f"the form has more than {_MAX_PARTS} parts")
         super().on_part_begin()
+
+    def on_end(self) -> None:
+        self.is_whole = True
+        super().on_end()
+
+    def close(self) -> None:
+        """Close the temporary files."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 def _require_media_type(request: Request, wanted: str) -> None:

@@ -1,8 +1,8 @@
 """The OpenAPI 3.1 document, made of the endpoints and of the models that they really parse and answer with."""
 
+import functools
 import json
 import re
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -17,8 +17,9 @@ Schemas = dict[Any, dict[str, Any]]
 """The schema of each (model, mode)."""
 
 
-def document_json(endpoints: Iterable[Endpoint]) -> bytes:
-    """The document as JSON."""
+@functools.cache
+def document_json(endpoints: tuple[Endpoint, ...]) -> bytes:
+    """The document as JSON, made once a process."""
     return json.dumps(document(list(endpoints))).encode()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 
@@ -100,9 +101,24 @@ async def _listen(address: Address) -> socket.socket:
     try:
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         family, _, _, _, where = found[0]
-        return socket.create_server(where[:2], family=family, backlog=_BACKLOG)
+        return _bind(family, where)
     except OSError as error:
         raise FailedPrecondition(
             f"the gateway cannot listen on {address}: {error.strerror or error}; free it, or set another"
             " with --http or LARES_HTTP"
         ) from error
+
+
+def _bind(family: int, where: tuple[object, ...]) -> socket.socket:
+    # asyncio switches Nagle's algorithm off only for a socket that says it is TCP, which `socket.create_server`
+    # leaves out: every answer would wait 40 ms for the client's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -13,6 +13,7 @@ UNSUPPORTED = "unsupported_parameter"
 M = TypeVar("M", bound=BaseModel)
 
 _MAX_VIOLATIONS = 5
+_MAX_PROBLEMS = 100
 
 
 def parse_json(body: bytes, model: type[M]) -> M:
@@ -39,7 +40,7 @@ def validate(data: dict[str, Any], model: type[M], *, strict: bool) -> M:
 
 
 def _explain(problems: list[ErrorDetails], data: dict[str, Any]) -> InvalidArgument:
-    found = _without_echoes([(_path(problem, data), problem) for problem in problems])
+    found = _without_echoes([(_path(problem, data), problem) for problem in problems[:_MAX_PROBLEMS]])
     reasons: dict[str, list[str]] = {}
     for path, problem in found:
         reason = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -55,7 +56,7 @@ def _explain(problems: list[ErrorDetails], data: dict[str, Any]) -> InvalidArgum
 def _without_echoes(found: list[tuple[str, ErrorDetails]]) -> list[tuple[str, ErrorDetails]]:
     """Leave out what a union's other members say.
 
-    A list that is too long is also no text, and its items are no numbers: only the first is what the client wants to know.
+    A list that is too long is also no text, and its items are no numbers: the client wants to know the first only.
     """
     firm = {path for path, problem in found if not problem["type"].endswith("_type")}
     return [

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gateway.openai import common
-from gateway.openai.chat import ChatRequest, ChoiceLogprobs, logprob_to_openai
+from gateway.openai.chat import ChatRequest
+from gateway.openai.chat_answer import ChoiceLogprobs, logprob_to_openai
 from gateway.openai.common import ResponseModel
 from gateway.openai.frames import DONE, encode_json
 from lares.inference.v1 import inference_pb2 as pb

@@ -99,7 +99,8 @@ class Only:
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Stop = Annotated[
-    StopText | Annotated[list[StopText], Field(max_length=16)], Field(description="Texts to stop before.")
+    StopText | Annotated[list[StopText], Field(fail_fast=True, max_length=16)],
+    Field(description="Texts to stop before."),
 ]
 TokenId = Annotated[int, Field(ge=0, le=UINT32_MAX)]
 KeepAlive = Annotated[

@@ -13,12 +13,12 @@ from lares.inference.v1 import inference_pb2 as pb
 _MAX_PROMPTS = 128
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's.
 
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Prompts = (
     str
     | Tokens
-    | Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS)]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_PROMPTS)]
+    | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
+    | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
 )
 
 

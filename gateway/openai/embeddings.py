@@ -14,12 +14,12 @@ from lares.inference.v1 import inference_pb2 as pb
 _MAX_INPUTS = 2048
 
 Text = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Inputs = (
     Text
     | Tokens
-    | Annotated[list[Text], Field(min_length=1, max_length=_MAX_INPUTS)]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_INPUTS)]
+    | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=_MAX_INPUTS)]
+    | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MAX_INPUTS)]
 )
 
 

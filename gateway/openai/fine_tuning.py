@@ -47,7 +47,9 @@ class TrainerOptions(RequestModel):
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
     alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    target_modules: Annotated[list[Annotated[str, Field(max_length=128)]], Field(max_length=64)] | None = None
+    target_modules: (
+        Annotated[list[Annotated[str, Field(max_length=128)]], Field(fail_fast=True, max_length=64)] | None
+    ) = None
 
 
 class JobRequest(RequestModel):

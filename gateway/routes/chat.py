@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from gateway.body import read_json
 from gateway.endpoint import Endpoint, Gateway, json_response, until_disconnect
-from gateway.openai.chat import ChatCollector, ChatCompletion, ChatRequest, request_to_proto
+from gateway.openai.chat import ChatRequest, request_to_proto
+from gateway.openai.chat_answer import ChatCollector, ChatCompletion
 from gateway.openai.chat_stream import ChatChunk, ChatFrames
 from gateway.sse import ServerSentEvents
 from gateway.upstream import EventStream

@@ -56,5 +56,7 @@ async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[AsyncOpenAI]:
     transport = openai.DefaultAsyncHttpxClient(trust_env=False)
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=transport) as client:
+    async with AsyncOpenAI(
+        base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=transport
+    ) as client:
         yield client

@@ -1,7 +1,8 @@
 """The services as the gateway sees them: the contract's own answers, deterministic, over a real gRPC server.
 
 A chat is answered with the last message's words, one a step. Words of a prompt that mean something:
-`!model-not-found`, `!queue-full`, `!bug` fail before the first event; `!break` fails after two steps; `!hang` never ends.
+`!model-not-found`, `!queue-full`, `!bug` fail before the first event; `!break` fails amid the stream; `!hang` never
+ends; `!wait` waits for `go_on`.
 """
 
 import asyncio
@@ -78,7 +79,10 @@ class FakeInference(inference_rpc.InferenceServiceServicer):
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()[:12]
         yield inference.GenerateResponse(
             started=inference.GenerateStarted(
-                generation_id=digest, version="models/tiny/versions/1", prompt_tokens=len(words), create_time=WHEN
+                generation_id=digest,
+                version="models/tiny/versions/1",
+                prompt_tokens=len(words),
+                create_time=WHEN,
             )
         )
         num_choices = request.output.num_choices or 1
@@ -103,7 +107,9 @@ class FakeInference(inference_rpc.InferenceServiceServicer):
             reason = inference.FINISH_REASON_TOOL_CALLS
         yield inference.GenerateResponse(
             finished=inference.GenerateFinished(
-                choices=[inference.ChoiceFinish(choice=choice, reason=reason) for choice in range(num_choices)]
+                choices=[
+                    inference.ChoiceFinish(choice=choice, reason=reason) for choice in range(num_choices)
+                ]
             )
         )
 
@@ -139,7 +145,9 @@ class FakeInference(inference_rpc.InferenceServiceServicer):
             values = [(byte - 128) / 128 for byte in seed[: request.dimensions or 8]]
             vectors.append(inference.Embedding(values=values))
         return inference.EmbedResponse(
-            embeddings=vectors, usage=inference.Usage(prompt_tokens=3 * len(vectors)), version="models/tiny/versions/1"
+            embeddings=vectors,
+            usage=inference.Usage(prompt_tokens=3 * len(vectors)),
+            version="models/tiny/versions/1",
         )
 
 
@@ -244,7 +252,9 @@ class FakeSpeech(speech_rpc.SpeechServiceServicer):
             self.largest_chunk_bytes = max(self.largest_chunk_bytes, len(part.chunk))
         if sound != b"RIFF":
             raise InvalidAudio("the file is no audio that can be read; send WAV, MP3, FLAC or OGG")
-        started = speech.TranscriptionStarted(version="models/ear/versions/1", language="en", language_probability=0.9)
+        started = speech.TranscriptionStarted(
+            version="models/ear/versions/1", language="en", language_probability=0.9
+        )
         started.audio_duration.FromMilliseconds(3500)
         yield speech.TranscribeResponse(started=started)
         for index, text in enumerate((" Hello there.", " General Kenobi.")):
@@ -314,7 +324,9 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
         del self.datasets[request.name]
         return trainer.DeleteDatasetResponse()
 
-    async def CreateJob(self, request: trainer.CreateJobRequest, context_: Context) -> trainer.CreateJobResponse:
+    async def CreateJob(
+        self, request: trainer.CreateJobRequest, context_: Context
+    ) -> trainer.CreateJobResponse:
         self._dataset(request.job.dataset)
         job = trainer.Job()
         job.CopyFrom(request.job)
@@ -335,7 +347,9 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
     async def ListJobs(self, request: trainer.ListJobsRequest, context_: Context) -> trainer.ListJobsResponse:
         return trainer.ListJobsResponse(jobs=reversed(self.jobs.values()))
 
-    async def CancelJob(self, request: trainer.CancelJobRequest, context_: Context) -> trainer.CancelJobResponse:
+    async def CancelJob(
+        self, request: trainer.CancelJobRequest, context_: Context
+    ) -> trainer.CancelJobResponse:
         job = self._job(request.name)
         if job.state == trainer.JOB_STATE_CANCELLED:
             raise JobFinished(f"{job.name} has ended already")
@@ -374,13 +388,13 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
 
 
 class FakeServices:
-    """A gRPC server with all of them."""
+    """A gRPC server with all of them. What they do not implement, the gateway does not call."""
 
     def __init__(self) -> None:
-        self.inference = FakeInference()
-        self.registry = FakeRegistry()
-        self.speech = FakeSpeech()
-        self.trainer = FakeTrainer()
+        self.inference = FakeInference()  # type: ignore[abstract]
+        self.registry = FakeRegistry()  # type: ignore[abstract]
+        self.speech = FakeSpeech()  # type: ignore[abstract]
+        self.trainer = FakeTrainer()  # type: ignore[abstract]
         self.health = Health()
         self.port = 0
         self._server = grpc.aio.server(interceptors=[ServeInterceptor()])

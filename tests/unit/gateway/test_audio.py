@@ -12,7 +12,9 @@ WAV = ("hello.wav", b"RIFF" + b"\0" * 100)
 
 
 async def test_speech_becomes_text(client: AsyncOpenAI, services: FakeServices) -> None:
-    answer = await client.audio.transcriptions.create(model="ear", file=WAV, language="en", prompt="Kenobi", temperature=0)
+    answer = await client.audio.transcriptions.create(
+        model="ear", file=WAV, language="en", prompt="Kenobi", temperature=0
+    )
     assert answer.text == "Hello there. General Kenobi."
     assert services.speech.config.task == pb.TRANSCRIPTION_TASK_TRANSCRIBE
     assert services.speech.config.HasField("temperature")
@@ -41,8 +43,14 @@ async def test_the_verbose_answer_has_segments_and_words(client: AsyncOpenAI) ->
     ("form", "expected"),
     [
         ("text", "Hello there. General Kenobi.\n"),
-        ("srt", "1\n00:00:00,000 --> 00:00:01,500\nHello there.\n\n2\n00:00:01,500 --> 00:00:03,000\nGeneral Kenobi.\n"),
-        ("vtt", "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nHello there.\n\n00:00:01.500 --> 00:00:03.000\nGeneral Kenobi.\n"),
+        (
+            "srt",
+            "1\n00:00:00,000 --> 00:00:01,500\nHello there.\n\n2\n00:00:01,500 --> 00:00:03,000\nGeneral Kenobi.\n",
+        ),
+        (
+            "vtt",
+            "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nHello there.\n\n00:00:01.500 --> 00:00:03.000\nGeneral Kenobi.\n",
+        ),
     ],
 )
 async def test_other_forms_are_plain_text(client: AsyncOpenAI, form: str, expected: str) -> None:

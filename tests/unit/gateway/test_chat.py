@@ -5,12 +5,13 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
 from gateway.openai.chat_stream import ChatChunk
 from services.kit.host import Host
 from tests.unit.gateway.fake_services import ADAPTER, MODEL, FakeServices
 
-HELLO = [{"role": "user", "content": "xin chào 👋 thế giới"}]
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "xin chào 👋 thế giới"}]
 
 
 def ask(text: str, **extra: object) -> dict[str, object]:
@@ -18,7 +19,7 @@ def ask(text: str, **extra: object) -> dict[str, object]:
 
 
 async def test_a_chat_is_answered_whole(client: AsyncOpenAI) -> None:
-    answer = await client.chat.completions.create(model=MODEL, messages=HELLO)  # type: ignore[arg-type]
+    answer = await client.chat.completions.create(model=MODEL, messages=HELLO)
     assert answer.choices[0].message.content == "xin chào 👋 thế giới"
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
@@ -30,7 +31,7 @@ async def test_a_chat_is_answered_whole(client: AsyncOpenAI) -> None:
 async def test_a_chat_streams_word_by_word_and_ends_with_usage(client: AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model=ADAPTER,
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         stream=True,
         n=2,
         stream_options={"include_usage": True},
@@ -52,14 +53,16 @@ async def test_the_synchronous_client_works_too(url: str) -> None:
     def talk() -> str:
         transport = openai.DefaultHttpxClient(trust_env=False)
         with OpenAI(base_url=f"{url}/v1", api_key="none", http_client=transport) as client:
-            stream = client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)  # type: ignore[arg-type,call-overload]
+            stream = client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
             return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
     assert await asyncio.to_thread(talk) == "xin chào 👋 thế giới"
 
 
 async def test_every_event_of_a_stream_fits_the_documented_model(http: httpx.AsyncClient) -> None:
-    wanted = ask('say "hi"\n  <b>', stream=True, logprobs=True, top_logprobs=2, stream_options={"include_usage": True})
+    wanted = ask(
+        'say "hi"\n  <b>', stream=True, logprobs=True, top_logprobs=2, stream_options={"include_usage": True}
+    )
     for body in (wanted, ask("plain words", stream=True), ask("call it", stream=True, tools=[TOOL])):
         answer = await http.post("/v1/chat/completions", json=body)
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -73,7 +76,7 @@ async def test_every_event_of_a_stream_fits_the_documented_model(http: httpx.Asy
 async def test_log_probabilities_have_openais_shape(client: AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(
         model=MODEL,
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         logprobs=True,
         top_logprobs=3,
     )
@@ -85,14 +88,17 @@ async def test_log_probabilities_have_openais_shape(client: AsyncOpenAI) -> None
     assert len(logprobs.content[0].top_logprobs) == 3
 
 
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+TOOL: ChatCompletionFunctionToolParam = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object"}},
+}
 
 
 async def test_tool_calls_come_back_whole_and_streamed(client: AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(
         model=MODEL,
-        messages=HELLO,  # type: ignore[arg-type]
-        tools=[TOOL],  # type: ignore[list-item]
+        messages=HELLO,
+        tools=[TOOL],
     )
     call = (answer.choices[0].message.tool_calls or [])[0]
     assert call.type == "function"
@@ -102,7 +108,9 @@ async def test_tool_calls_come_back_whole_and_streamed(client: AsyncOpenAI) -> N
     assert answer.choices[0].message.content is None
 
 
-async def test_what_the_client_asks_for_reaches_the_engine(client: AsyncOpenAI, services: FakeServices) -> None:
+async def test_what_the_client_asks_for_reaches_the_engine(
+    client: AsyncOpenAI, services: FakeServices
+) -> None:
     await client.chat.completions.create(
         model=MODEL,
         messages=[
@@ -171,7 +179,9 @@ async def test_a_client_that_hangs_up_frees_its_slot(
         await asyncio.wait_for(services.inference.idle.wait(), 0.25)
 
 
-async def test_the_request_id_travels_to_the_service_and_back(http: httpx.AsyncClient, services: FakeServices) -> None:
+async def test_the_request_id_travels_to_the_service_and_back(
+    http: httpx.AsyncClient, services: FakeServices
+) -> None:
     answer = await http.post("/v1/chat/completions", json=ask("hi"), headers={"x-request-id": "from-me"})
     assert answer.headers["x-request-id"] == "from-me"
     assert services.inference.request_ids[-1] == "from-me"
@@ -225,7 +235,9 @@ async def test_unknown_fields_and_nulls_are_ignored(http: httpx.AsyncClient) -> 
     assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
 
 
-async def test_a_service_that_is_away_is_a_503(http: httpx.AsyncClient, services: FakeServices, host: Host) -> None:
+async def test_a_service_that_is_away_is_a_503(
+    http: httpx.AsyncClient, services: FakeServices, host: Host
+) -> None:
     await services.stop()
     answer = await http.post("/v1/chat/completions", json=ask("hi"))
     assert answer.status_code == 503

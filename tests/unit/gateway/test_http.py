@@ -19,9 +19,12 @@ from services.kit.settings import Settings
 from tests.unit.gateway.fake_services import FakeServices
 
 CHAT = "/v1/chat/completions"
+POST = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
 
 
-async def test_alive_is_alive_and_ready_needs_every_service(http: httpx.AsyncClient, services: FakeServices) -> None:
+async def test_alive_is_alive_and_ready_needs_every_service(
+    http: httpx.AsyncClient, services: FakeServices
+) -> None:
     assert (await http.get("/healthz")).json() == {"status": "ok"}
     assert (await http.get("/readyz")).status_code == 200
     services.health.set(FULL_NAMES["speech"], False)
@@ -81,7 +84,9 @@ async def test_every_reference_in_the_document_leads_somewhere(http: httpx.Async
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
 
 
-@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example", "lares", "", "[::1", "127.0.0.1@evil"])
+@pytest.mark.parametrize(
+    "name", ["evil.example", "127.0.0.1.evil.example", "lares", "", "[::1", "127.0.0.1@evil"]
+)
 async def test_a_foreign_host_is_refused_on_loopback(http: httpx.AsyncClient, name: str) -> None:
     answer = await http.get("/v1/models", headers={"host": name})
     assert answer.status_code in (400, 403)
@@ -117,14 +122,12 @@ async def test_a_listed_origin_may_call_and_is_told_so(services: FakeServices, h
 
 
 async def test_a_body_that_says_it_is_too_large_is_refused_at_once(gateway: GatewayService) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000001\r\n\r\n"
-    assert await raw(gateway, head.encode()) == 413
+    assert await raw(gateway, POST + b"content-length: 1000001\r\n\r\n") == 413
 
 
 async def test_a_chunked_body_is_cut_at_the_limit(gateway: GatewayService) -> None:
     reader, writer = await connect(gateway)
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-    writer.write(head.encode())
+    writer.write(POST + b"transfer-encoding: chunked\r\n\r\n")
     num_sent = 0
     answer = asyncio.ensure_future(reader.readline())
     while not answer.done() and num_sent < 10_000_000:
@@ -137,8 +140,11 @@ async def test_a_chunked_body_is_cut_at_the_limit(gateway: GatewayService) -> No
 
 
 async def test_a_form_of_too_many_parts_is_refused(http: httpx.AsyncClient) -> None:
-    files = [(f"field{i}", (None, "x")) for i in range(10_000)]
-    answer = await http.post("/v1/audio/transcriptions", files=files)
+    part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nz\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = await http.post(
+        "/v1/audio/transcriptions", content=part * 10_000 + b"--x--\r\n", headers=headers
+    )
     assert answer.status_code == 413
 
 
@@ -151,7 +157,9 @@ async def test_a_form_of_too_many_parts_is_refused(http: httpx.AsyncClient) -> N
         ({"content-type": "application/json; charset=utf-8"}, 400),
     ],
 )
-async def test_only_json_is_taken_for_json(http: httpx.AsyncClient, headers: dict[str, str], status: int) -> None:
+async def test_only_json_is_taken_for_json(
+    http: httpx.AsyncClient, headers: dict[str, str], status: int
+) -> None:
     answer = await http.post(CHAT, content=b"{}", headers=headers)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
@@ -165,19 +173,22 @@ async def test_a_client_that_trickles_is_cut(services: FakeServices, host: Host)
     writer.write(b"GET /healthz HTTP/1.1\r\nhost: lo")
     assert await asyncio.wait_for(reader.read(), 3) == b""
     writer.close()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
-    assert await raw(service, head.encode() + b"{") == 408
+    assert await raw(service, POST + b"content-length: 9\r\n\r\n{") == 408
     await service.stop()
 
 
-async def test_a_taken_port_is_a_clear_error(gateway: GatewayService, host: Host, services: FakeServices) -> None:
+async def test_a_taken_port_is_a_clear_error(
+    gateway: GatewayService, host: Host, services: FakeServices
+) -> None:
     assert gateway.bound is not None
     settings = Settings(home=host.settings.home, http=gateway.bound, grpc=Address("127.0.0.1", services.port))
-    with pytest.raises(FailedPrecondition, match="cannot listen on 127.0.0.1"):
+    with pytest.raises(FailedPrecondition, match="cannot listen on"):
         await build(Host(settings)).start()
 
 
-async def test_a_stream_in_flight_ends_well_when_the_gateway_stops(host: Host, services: FakeServices) -> None:
+async def test_a_stream_in_flight_ends_well_when_the_gateway_stops(
+    host: Host, services: FakeServices
+) -> None:
     service = build(host)
     await service.start()
     assert service.bound is not None
@@ -190,7 +201,7 @@ async def test_a_stream_in_flight_ends_well_when_the_gateway_stops(host: Host, s
         lines = answer.aiter_lines()
         assert "role" in await anext(lines)
         stopping = asyncio.create_task(service.stop())
-        while _accepts(port):
+        while _accepts(port):  # noqa: ASYNC110 - the kernel tells nobody that a port has closed.
             await asyncio.sleep(0.02)
         services.inference.go_on.set()
         rest = [line async for line in lines if line]

@@ -10,7 +10,11 @@ from tests.unit.gateway.fake_services import MODEL
 NUM_REQUESTS = 1000
 
 VALID: dict[str, dict[str, object]] = {
-    "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+    "/v1/chat/completions": {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 2,
+    },
     "/v1/completions": {"model": MODEL, "prompt": "hi", "max_tokens": 2, "stop": ["x"]},
     "/v1/embeddings": {"model": MODEL, "input": ["hi"], "dimensions": 4},
     "/v1/fine_tuning/jobs": {"model": MODEL, "training_file": "file-x", "hyperparameters": {"n_epochs": 1}},
@@ -20,10 +24,11 @@ ODD_VALUES: list[object] = [
     [], [[]], [None], {}, {"": None}, [{}], ["x", 1], {"type": "text"}, "NaN", "a" * 100_000, [0] * 5000,
 ]  # fmt: skip
 RAW_BODIES = [
-    b"", b"{", b"}", b"[]", b"null", b"1", b'"x"', b"{}{}", b"{'a':1}", b'{"a":NaN}', b'{"a":Infinity}', b'{"a":-Infinity}',
-    b'{"a":1e999}', b'{"model":"\xff\xfe"}', b"\xff\xfe{\x00}\x00", b'{"a":"\\ud800"}', b'{"a":"\\x"}', b"\x00" * 100,
-    b"[" * 100_000, b'{"a":' * 100_000, b'{"messages":' + b"[" * 5000 + b"]" * 5000 + b"}", b'{"n":' + b"9" * 10_000 + b"}",
-    b'{"model":"a","model":"b","model":1}', b'{"a":01}', b'{"a":1,}', b"\xef\xbb\xbf{}", b'{"model":"tiny","messages":',
+    b"", b"{", b"}", b"[]", b"null", b"1", b'"x"', b"{}{}", b"{'a':1}", b'{"a":01}', b'{"a":1,}', b"\xef\xbb\xbf{}",
+    b'{"a":NaN}', b'{"a":Infinity}', b'{"a":-Infinity}', b'{"a":1e999}', b'{"a":"\\ud800"}', b'{"a":"\\x"}',
+    b'{"model":"\xff\xfe"}', b"\xff\xfe{\x00}\x00", b"\x00" * 100, b'{"model":"a","model":"b","model":1}',
+    b"[" * 100_000, b'{"a":' * 100_000, b'{"messages":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    b'{"n":' + b"9" * 10_000 + b"}", b'{"model":"tiny","messages":',
 ]  # fmt: skip
 FORMS = [
     b"", b"--x", b"--x\r\n", b"--x--\r\n", b"--x\r\n\r\n\r\n--x--", b"--y\r\n", b"\x00" * 1000,
@@ -44,7 +49,10 @@ def mutated(path: str, chance: random.Random) -> bytes:
     """A valid body with one to three things in it made odd, perhaps cut off or with a byte changed."""
     body = json.loads(json.dumps(VALID[path]))
     for _ in range(chance.randint(1, 3)):
-        target, key = body, chance.choice([*body, "n", "seed", "stop", "tools", "logit_bias", "top_p", "stream_options"])
+        target, key = (
+            body,
+            chance.choice([*body, "n", "seed", "stop", "tools", "logit_bias", "top_p", "stream_options"]),
+        )
         if isinstance(target.get(key), list) and target[key] and chance.random() < 0.5:
             target, key = target[key], 0
         if isinstance(target, list) and isinstance(target[0], dict) and chance.random() < 0.7:

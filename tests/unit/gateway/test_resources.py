@@ -72,7 +72,10 @@ async def test_a_job_is_made_followed_and_cancelled(client: AsyncOpenAI, service
         training_file=file.id,
         suffix="Parrot",
         seed=7,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "learning_rate_multiplier": 0.5}}},
+        method={
+            "type": "supervised",
+            "supervised": {"hyperparameters": {"n_epochs": 2, "learning_rate_multiplier": 0.5}},
+        },
         metadata={"who": "me"},
         extra_body={"lares": {"max_steps": 20, "rank": 4}},
     )
@@ -132,7 +135,9 @@ async def test_a_bad_job_is_refused(
     http: httpx.AsyncClient, extra: dict[str, object], status: int, param: str | None
 ) -> None:
     await http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("t", LINES)})
-    answer = await http.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": "file-d1"} | extra)
+    answer = await http.post(
+        "/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": "file-d1"} | extra
+    )
     assert answer.status_code == status
     assert answer.json()["error"]["param"] == param
 

@@ -41,7 +41,13 @@ async def test_log_probabilities_come_in_four_lists(client: AsyncOpenAI) -> None
 
 
 async def test_every_event_of_a_completion_fits_the_documented_model(http: httpx.AsyncClient) -> None:
-    body = {"model": MODEL, "prompt": "a b", "stream": True, "logprobs": 2, "stream_options": {"include_usage": True}}
+    body = {
+        "model": MODEL,
+        "prompt": "a b",
+        "stream": True,
+        "logprobs": 2,
+        "stream_options": {"include_usage": True},
+    }
     events = [line[6:] for line in (await http.post("/v1/completions", json=body)).text.split("\n\n") if line]
     assert events[-1] == "[DONE]"
     for event in events[:-1]:
@@ -70,7 +76,9 @@ async def test_a_bad_field_of_a_completion_is_named(
 
 
 async def test_an_embedding_is_the_same_in_base64_and_as_numbers(client: AsyncOpenAI) -> None:
-    packed = await client.embeddings.create(model=MODEL, input=["a", "b"])  # The client asks for base64 itself.
+    packed = await client.embeddings.create(
+        model=MODEL, input=["a", "b"]
+    )  # The client asks for base64 itself.
     plain = await client.embeddings.create(model=MODEL, input=["a", "b"], encoding_format="float")
     assert packed.data[1].embedding == pytest.approx(plain.data[1].embedding)
     assert [item.index for item in plain.data] == [0, 1]

@@ -23,6 +23,9 @@ from services.kit.status import reason_of
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
+if not out.is_terminal:
+    # A pipe has no width: whoever reads it wants a row on a line.
+    out.width = 10_000
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -123,8 +126,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
     for row in rows:
         table.add_row(*row)
     if table.row_count:
-        # A pipe has no width: whoever reads it wants a row on a line.
-        out.print(table, width=None if out.is_terminal else 10_000)
+        out.print(table)
     else:
         err.print(empty, markup=False)
 

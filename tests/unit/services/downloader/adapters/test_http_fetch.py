@@ -196,7 +196,9 @@ async def test_a_length_other_than_promised_is_refused_at_once(
     assert len(server.requests) == 1
 
 
-async def test_an_answer_without_a_length_is_fine_if_its_bytes_are(client: HttpClient, tmp_path: Path) -> None:
+async def test_an_answer_without_a_length_is_fine_if_its_bytes_are(
+    client: HttpClient, tmp_path: Path
+) -> None:
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(head("200 OK") + BODY)
 

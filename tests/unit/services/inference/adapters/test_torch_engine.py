@@ -21,7 +21,10 @@ def test_greedy_text_equals_generate_in_mixed_batches():
     expected = []
     for prompt in prompts:
         generated = model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=24, do_sample=False
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=24,
+            do_sample=False,
         )
         expected.append(generated[0, len(prompt) :].tolist())
     engine, outputs = tiny_engine(model), {}

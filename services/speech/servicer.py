@@ -23,7 +23,7 @@ class SpeechServicer(rpc.SpeechServiceServicer):
         self._speech = speech
         self._pool = pool
 
-    async def StreamRecognize(  # noqa: D102
+    async def StreamRecognize(
         self,
         request_iterator: AsyncIterator[pb.StreamRecognizeRequest],
         context: grpc.aio.ServicerContext[pb.StreamRecognizeRequest, pb.StreamRecognizeResponse],
@@ -35,7 +35,7 @@ class SpeechServicer(rpc.SpeechServiceServicer):
                 async for event in events:
                     yield convert.live_event_to_proto(event)
 
-    async def Transcribe(  # noqa: D102
+    async def Transcribe(
         self,
         request_iterator: AsyncIterator[pb.TranscribeRequest],
         context: grpc.aio.ServicerContext[pb.TranscribeRequest, pb.TranscribeResponse],
@@ -47,7 +47,7 @@ class SpeechServicer(rpc.SpeechServiceServicer):
                 async for event in events:
                     yield convert.file_event_to_proto(event)
 
-    async def ListRecognizers(  # noqa: D102
+    async def ListRecognizers(
         self,
         request: pb.ListRecognizersRequest,
         context: grpc.aio.ServicerContext[pb.ListRecognizersRequest, pb.ListRecognizersResponse],
@@ -61,7 +61,7 @@ class SpeechServicer(rpc.SpeechServiceServicer):
             next_page_token=paging.encode_cursor(_LISTING, (page[-1].model_id,)) if len(infos) > size else "",
         )
 
-    async def UnloadRecognizer(  # noqa: D102
+    async def UnloadRecognizer(
         self,
         request: pb.UnloadRecognizerRequest,
         context: grpc.aio.ServicerContext[pb.UnloadRecognizerRequest, pb.UnloadRecognizerResponse],

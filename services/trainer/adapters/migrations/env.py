@@ -4,4 +4,4 @@ from alembic import context
 
 from services.kit.database import run_env
 
-run_env(context)  # type: ignore[arg-type]
+run_env(context)

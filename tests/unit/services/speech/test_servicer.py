@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -162,7 +163,8 @@ async def test_recognizers_are_listed_and_unloaded_by_name(house: House) -> None
 async def test_health_says_serving_with_no_model_loaded(house: House) -> None:
     async with grpc.aio.insecure_channel(house.address) as channel:
         request = health_pb2.HealthCheckRequest(service="lares.speech.v1.SpeechService")
-        answer = await health_pb2_grpc.HealthStub(channel).Check(request)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(request)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -85,7 +85,7 @@ async def test_what_arrived_before_a_kill_is_not_fetched_again(client: HttpClien
     assert (tmp_path / "f").read_bytes() == BODY
 
 
-def _cancel_after(limit: int):  # type: ignore[no-untyped-def]
+def _cancel_after(limit: int):
     def on_bytes(num_bytes: int, size_bytes: int | None) -> None:
         if num_bytes > limit:
             raise asyncio.CancelledError

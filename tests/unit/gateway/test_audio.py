@@ -1,4 +1,4 @@
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -79,13 +79,13 @@ async def test_what_is_no_audio_is_a_400(client: AsyncOpenAI) -> None:
     assert raised.value.code == "invalid_audio"
 
 
-async def test_a_form_without_its_file_is_a_400(http: httpx.AsyncClient) -> None:
+async def test_a_form_without_its_file_is_a_400(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/v1/audio/transcriptions", files={"model": (None, "ear")})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "file"
 
 
-async def test_words_need_the_verbose_form(http: httpx.AsyncClient) -> None:
+async def test_words_need_the_verbose_form(http: httpx2.AsyncClient) -> None:
     data = {"model": "ear", "timestamp_granularities[]": "word"}
     answer = await http.post("/v1/audio/transcriptions", data=data, files={"file": WAV})
     assert answer.status_code == 400

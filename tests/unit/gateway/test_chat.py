@@ -1,7 +1,7 @@
 import asyncio
 import json
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -59,7 +59,7 @@ async def test_the_synchronous_client_works_too(url: str) -> None:
     assert await asyncio.to_thread(talk) == "xin chào 👋 thế giới"
 
 
-async def test_every_event_of_a_stream_fits_the_documented_model(http: httpx.AsyncClient) -> None:
+async def test_every_event_of_a_stream_fits_the_documented_model(http: httpx2.AsyncClient) -> None:
     wanted = ask(
         'say "hi"\n  <b>', stream=True, logprobs=True, top_logprobs=2, stream_options={"include_usage": True}
     )
@@ -146,20 +146,20 @@ async def test_a_failure_before_the_first_event_is_an_http_error(client: AsyncOp
         assert raised.value.param == "model"
 
 
-async def test_a_full_queue_says_when_to_come_back(http: httpx.AsyncClient) -> None:
+async def test_a_full_queue_says_when_to_come_back(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/v1/chat/completions", json=ask("!queue-full"))
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "3"
 
 
-async def test_a_bug_behind_is_told_without_its_insides(http: httpx.AsyncClient) -> None:
+async def test_a_bug_behind_is_told_without_its_insides(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/v1/chat/completions", json=ask("!bug"), headers={"x-request-id": "abc-1"})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "abc-1"
     assert "secret" not in answer.text
 
 
-async def test_a_failure_amid_the_stream_is_its_last_event(http: httpx.AsyncClient) -> None:
+async def test_a_failure_amid_the_stream_is_its_last_event(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/v1/chat/completions", json=ask("one two !break", stream=True))
     events = [line[6:] for line in answer.text.split("\n\n") if line]
     assert answer.status_code == 200
@@ -169,7 +169,7 @@ async def test_a_failure_amid_the_stream_is_its_last_event(http: httpx.AsyncClie
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_hangs_up_frees_its_slot(
-    http: httpx.AsyncClient, services: FakeServices, stream: bool
+    http: httpx2.AsyncClient, services: FakeServices, stream: bool
 ) -> None:
     for _ in range(50):
         services.inference.busy.clear()
@@ -180,7 +180,7 @@ async def test_a_client_that_hangs_up_frees_its_slot(
 
 
 async def test_the_request_id_travels_to_the_service_and_back(
-    http: httpx.AsyncClient, services: FakeServices
+    http: httpx2.AsyncClient, services: FakeServices
 ) -> None:
     answer = await http.post("/v1/chat/completions", json=ask("hi"), headers={"x-request-id": "from-me"})
     assert answer.headers["x-request-id"] == "from-me"
@@ -214,7 +214,7 @@ async def test_the_request_id_travels_to_the_service_and_back(
         ({"seed": 2**70}, "seed"),
     ],
 )
-async def test_a_bad_field_is_named(http: httpx.AsyncClient, extra: dict[str, object], param: str) -> None:
+async def test_a_bad_field_is_named(http: httpx2.AsyncClient, extra: dict[str, object], param: str) -> None:
     answer = await http.post("/v1/chat/completions", json=ask("x", **extra))
     error = answer.json()["error"]
     assert answer.status_code == 400, answer.text
@@ -222,7 +222,7 @@ async def test_a_bad_field_is_named(http: httpx.AsyncClient, extra: dict[str, ob
     assert error["type"] == "invalid_request_error"
 
 
-async def test_a_picture_from_the_web_is_not_fetched(http: httpx.AsyncClient) -> None:
+async def test_a_picture_from_the_web_is_not_fetched(http: httpx2.AsyncClient) -> None:
     part = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
     body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
     answer = await http.post("/v1/chat/completions", json=body)
@@ -230,13 +230,13 @@ async def test_a_picture_from_the_web_is_not_fetched(http: httpx.AsyncClient) ->
     assert answer.json()["error"]["param"] == "messages[0].content[0].image_url.url"
 
 
-async def test_unknown_fields_and_nulls_are_ignored(http: httpx.AsyncClient) -> None:
+async def test_unknown_fields_and_nulls_are_ignored(http: httpx2.AsyncClient) -> None:
     body = ask("hi", some_new_field=1, temperature=None, stop=None, modalities=["text"], store=False)
     assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
 
 
 async def test_a_service_that_is_away_is_a_503(
-    http: httpx.AsyncClient, services: FakeServices, host: Host
+    http: httpx2.AsyncClient, services: FakeServices, host: Host
 ) -> None:
     await services.stop()
     answer = await http.post("/v1/chat/completions", json=ask("hi"))

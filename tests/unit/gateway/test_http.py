@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 
-import httpx
+import httpx2
 import pytest
 from starlette.routing import Route
 
@@ -23,7 +23,7 @@ POST = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/js
 
 
 async def test_alive_is_alive_and_ready_needs_every_service(
-    http: httpx.AsyncClient, services: FakeServices
+    http: httpx2.AsyncClient, services: FakeServices
 ) -> None:
     assert (await http.get("/healthz")).json() == {"status": "ok"}
     assert (await http.get("/readyz")).status_code == 200
@@ -34,14 +34,14 @@ async def test_alive_is_alive_and_ready_needs_every_service(
     assert answer.json()["services"]["registry"] == "serving"
 
 
-async def test_a_draining_gateway_is_not_ready(http: httpx.AsyncClient, host: Host) -> None:
+async def test_a_draining_gateway_is_not_ready(http: httpx2.AsyncClient, host: Host) -> None:
     host.draining.set()
     answer = await http.get("/readyz")
     assert answer.status_code == 503
     assert answer.json()["status"] == "draining"
 
 
-async def test_what_is_not_there_and_not_offered_is_told_in_openais_shape(http: httpx.AsyncClient) -> None:
+async def test_what_is_not_there_and_not_offered_is_told_in_openais_shape(http: httpx2.AsyncClient) -> None:
     missing = await http.get("/v1/nothing")
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "unknown_url"
@@ -51,7 +51,7 @@ async def test_what_is_not_there_and_not_offered_is_told_in_openais_shape(http: 
     assert wrong.json()["error"]["code"] == "method_not_allowed"
 
 
-async def test_metrics_name_routes_and_never_paths(http: httpx.AsyncClient) -> None:
+async def test_metrics_name_routes_and_never_paths(http: httpx2.AsyncClient) -> None:
     await http.get("/v1/models/some-private-name")
     await http.get("/wp-admin.php")
     text = (await http.get("/metrics")).text
@@ -61,7 +61,7 @@ async def test_metrics_name_routes_and_never_paths(http: httpx.AsyncClient) -> N
     assert "wp-admin" not in text
 
 
-async def test_the_document_tells_of_every_route_and_of_no_other(http: httpx.AsyncClient, host: Host) -> None:
+async def test_the_document_tells_of_every_route_and_of_no_other(http: httpx2.AsyncClient, host: Host) -> None:
     document = (await http.get("/openapi.json")).json()
     told = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
     app = create_app(host.channel, GatewaySettings(), on_loopback=True)
@@ -76,7 +76,7 @@ async def test_the_document_tells_of_every_route_and_of_no_other(http: httpx.Asy
     assert len(ids) == len(set(ids))
 
 
-async def test_every_reference_in_the_document_leads_somewhere(http: httpx.AsyncClient) -> None:
+async def test_every_reference_in_the_document_leads_somewhere(http: httpx2.AsyncClient) -> None:
     document = (await http.get("/openapi.json")).json()
     references = [part.split('"')[0] for part in json.dumps(document).split('"$ref": "')[1:]]
     assert references
@@ -87,24 +87,24 @@ async def test_every_reference_in_the_document_leads_somewhere(http: httpx.Async
 @pytest.mark.parametrize(
     "name", ["evil.example", "127.0.0.1.evil.example", "lares", "", "[::1", "127.0.0.1@evil"]
 )
-async def test_a_foreign_host_is_refused_on_loopback(http: httpx.AsyncClient, name: str) -> None:
+async def test_a_foreign_host_is_refused_on_loopback(http: httpx2.AsyncClient, name: str) -> None:
     answer = await http.get("/v1/models", headers={"host": name})
     assert answer.status_code in (400, 403)
 
 
 @pytest.mark.parametrize("name", ["localhost:1", "127.0.0.1", "[::1]:80", "LOCALHOST"])
-async def test_loopback_names_are_served(http: httpx.AsyncClient, name: str) -> None:
+async def test_loopback_names_are_served(http: httpx2.AsyncClient, name: str) -> None:
     assert (await http.get("/v1/models", headers={"host": name})).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9"])
-async def test_a_page_of_another_origin_is_refused(http: httpx.AsyncClient, origin: str) -> None:
+async def test_a_page_of_another_origin_is_refused(http: httpx2.AsyncClient, origin: str) -> None:
     answer = await http.post(CHAT, json={}, headers={"origin": origin})
     assert answer.status_code == 403
     assert answer.json()["error"]["type"] == "permission_error"
 
 
-async def test_a_page_of_its_own_origin_may_call(http: httpx.AsyncClient, url: str) -> None:
+async def test_a_page_of_its_own_origin_may_call(http: httpx2.AsyncClient, url: str) -> None:
     assert (await http.get("/v1/models", headers={"origin": url})).status_code == 200
 
 
@@ -112,7 +112,7 @@ async def test_a_listed_origin_may_call_and_is_told_so(services: FakeServices, h
     host._overrides["gateway.allowed_origins"] = ("https://chat.example.org",)
     service = build(host)
     await service.start()
-    async with httpx.AsyncClient(base_url=f"http://{service.bound}", trust_env=False) as http:
+    async with httpx2.AsyncClient(base_url=f"http://{service.bound}", trust_env=False) as http:
         headers = {"origin": "https://chat.example.org", "access-control-request-method": "POST"}
         preflight = await http.options(CHAT, headers=headers)
         assert preflight.status_code == 200
@@ -139,7 +139,7 @@ async def test_a_chunked_body_is_cut_at_the_limit(gateway: GatewayService) -> No
     writer.close()
 
 
-async def test_a_form_of_too_many_parts_is_refused(http: httpx.AsyncClient) -> None:
+async def test_a_form_of_too_many_parts_is_refused(http: httpx2.AsyncClient) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nz\r\n'
     headers = {"content-type": "multipart/form-data; boundary=x"}
     answer = await http.post(
@@ -158,7 +158,7 @@ async def test_a_form_of_too_many_parts_is_refused(http: httpx.AsyncClient) -> N
     ],
 )
 async def test_only_json_is_taken_for_json(
-    http: httpx.AsyncClient, headers: dict[str, str], status: int
+    http: httpx2.AsyncClient, headers: dict[str, str], status: int
 ) -> None:
     answer = await http.post(CHAT, content=b"{}", headers=headers)
     assert answer.status_code == status
@@ -195,7 +195,7 @@ async def test_a_stream_in_flight_ends_well_when_the_gateway_stops(
     port = service.bound.port
     body = {"model": "tiny", "messages": [{"role": "user", "content": "one !wait two"}], "stream": True}
     async with (
-        httpx.AsyncClient(base_url=f"http://{service.bound}", trust_env=False, timeout=20) as http,
+        httpx2.AsyncClient(base_url=f"http://{service.bound}", trust_env=False, timeout=20) as http,
         http.stream("POST", CHAT, json=body) as answer,
     ):
         lines = answer.aiter_lines()

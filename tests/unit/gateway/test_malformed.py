@@ -3,7 +3,7 @@
 import json
 import random
 
-import httpx
+import httpx2
 
 from tests.unit.gateway.fake_services import MODEL
 
@@ -68,7 +68,7 @@ def mutated(path: str, chance: random.Random) -> bytes:
     return data
 
 
-async def test_a_thousand_malformed_requests_get_no_500(http: httpx.AsyncClient) -> None:
+async def test_a_thousand_malformed_requests_get_no_500(http: httpx2.AsyncClient) -> None:
     chance = random.Random(2)
     statuses: dict[int, int] = {}
     for number in range(NUM_REQUESTS):

@@ -1,6 +1,6 @@
 """Models, files and fine-tuning jobs."""
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -61,7 +61,7 @@ async def test_a_file_that_teaches_nothing_is_refused(client: AsyncOpenAI) -> No
 
 
 @pytest.mark.parametrize("file_id", ["d1", "file-", "file-..", "file-%2e%2e%2fx", "nope"])
-async def test_what_is_no_id_of_a_file_is_a_404(http: httpx.AsyncClient, file_id: str) -> None:
+async def test_what_is_no_id_of_a_file_is_a_404(http: httpx2.AsyncClient, file_id: str) -> None:
     assert (await http.get(f"/v1/files/{file_id}")).status_code == 404
 
 
@@ -132,7 +132,7 @@ async def test_how_a_job_ended_is_told(client: AsyncOpenAI, services: FakeServic
     ],
 )
 async def test_a_bad_job_is_refused(
-    http: httpx.AsyncClient, extra: dict[str, object], status: int, param: str | None
+    http: httpx2.AsyncClient, extra: dict[str, object], status: int, param: str | None
 ) -> None:
     await http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("t", LINES)})
     answer = await http.post(
@@ -142,7 +142,7 @@ async def test_a_bad_job_is_refused(
     assert answer.json()["error"]["param"] == param
 
 
-async def test_a_page_after_nothing_known_is_refused(http: httpx.AsyncClient) -> None:
+async def test_a_page_after_nothing_known_is_refused(http: httpx2.AsyncClient) -> None:
     for query, param in (("after=x", "after"), ("limit=0", "limit"), ("limit=x", "limit")):
         answer = await http.get(f"/v1/fine_tuning/jobs?{query}")
         assert answer.status_code == 400

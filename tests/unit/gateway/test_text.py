@@ -1,6 +1,6 @@
 import json
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -40,7 +40,7 @@ async def test_log_probabilities_come_in_four_lists(client: AsyncOpenAI) -> None
     assert logprobs.top_logprobs == [{"one": -0.5}, {" two": -0.5}]
 
 
-async def test_every_event_of_a_completion_fits_the_documented_model(http: httpx.AsyncClient) -> None:
+async def test_every_event_of_a_completion_fits_the_documented_model(http: httpx2.AsyncClient) -> None:
     body = {
         "model": MODEL,
         "prompt": "a b",
@@ -68,7 +68,7 @@ async def test_every_event_of_a_completion_fits_the_documented_model(http: httpx
     ],
 )
 async def test_a_bad_field_of_a_completion_is_named(
-    http: httpx.AsyncClient, extra: dict[str, object], param: str
+    http: httpx2.AsyncClient, extra: dict[str, object], param: str
 ) -> None:
     answer = await http.post("/v1/completions", json={"model": MODEL, "prompt": "x"} | extra)
     assert answer.status_code == 400
@@ -92,7 +92,7 @@ async def test_an_embedding_has_the_dimensions_asked_for(client: AsyncOpenAI) ->
 
 
 @pytest.mark.parametrize("given", ["", [], [""], ["x"] * 2049, 5, None, [[]]])
-async def test_an_input_that_cannot_be_embedded_is_named(http: httpx.AsyncClient, given: object) -> None:
+async def test_an_input_that_cannot_be_embedded_is_named(http: httpx2.AsyncClient, given: object) -> None:
     answer = await http.post("/v1/embeddings", json={"model": MODEL, "input": given})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("input")

@@ -61,7 +61,9 @@ async def test_metrics_name_routes_and_never_paths(http: httpx2.AsyncClient) -> 
     assert "wp-admin" not in text
 
 
-async def test_the_document_tells_of_every_route_and_of_no_other(http: httpx2.AsyncClient, host: Host) -> None:
+async def test_the_document_tells_of_every_route_and_of_no_other(
+    http: httpx2.AsyncClient, host: Host
+) -> None:
     document = (await http.get("/openapi.json")).json()
     told = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
     app = create_app(host.channel, GatewaySettings(), on_loopback=True)

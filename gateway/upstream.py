@@ -36,7 +36,7 @@ class Upstream:
 
     async def health(self, service: str, *, timeout_s: float) -> str:
         """How a service says it stands: `serving`, `not_serving`, `unknown`, or `unreachable` where none answers."""
-        stub: Any = health_pb2_grpc.HealthStub(self._channel(service))
+        stub: Any = health_pb2_grpc.HealthStub(self._channel(service))  # Its type stubs know no methods.
         request = health_pb2.HealthCheckRequest(service=FULL_NAMES[service])
         try:
             answer = await stub.Check(request, timeout=timeout_s)

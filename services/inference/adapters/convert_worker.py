@@ -4,6 +4,7 @@
 """
 
 import functools
+import json
 from pathlib import Path
 
 import gguf
@@ -11,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from services.inference.adapters.checkpoint import quiet_libraries, use_all_cores
+from services.inference.adapters.checkpoint import quiet_libraries, read_json, use_all_cores
 from services.inference.adapters.messages import Converted, ConvertInit, LoadProgress
 from services.kit.errors import UnsupportedFormat
 from services.kit.worker_port import WorkerPort
@@ -41,6 +42,7 @@ def main(init: ConvertInit, port: WorkerPort[ConvertInit, Converted]) -> None:
     port.progress(LoadProgress(0.8))
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    _keep_recommendation(source, target)
     paths = tuple(sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()))
     port.ready(Converted(f"gguf-to-safetensors transformers {transformers.__version__}", paths))
 
@@ -50,6 +52,13 @@ def _only_gguf(folder: Path) -> str:
     if len(files) != 1:
         raise UnsupportedFormat(f"a GGUF model must be one file; this one has {len(files)}")
     return files[0]
+
+
+def _keep_recommendation(source: Path, target: Path) -> None:
+    """What stands beside the GGUF about sampling goes along: the file itself has no place for it."""
+    name = "generation_config.json"
+    merged = {**read_json(target / name), **read_json(source / name)}
+    (target / name).write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _parse_once() -> None:

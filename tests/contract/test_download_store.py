@@ -30,7 +30,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         return
     url = database_url("", tmp_path / "downloader.db")
     if request.param == "postgresql":
-        url = database_url(request.getfixturevalue("postgres").new_database(), tmp_path)
+        url = request.getfixturevalue("postgres").create_database()
     sql_store = SqlStore(url)
     await sql_store.open()
     yield sql_store

@@ -1,0 +1,161 @@
+"""`hf:` through the real huggingface_hub, against a hub on a local port that answers as the real one does."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.downloader.adapters.hf_source import HfSource
+from services.downloader.adapters.http_client import HttpLimits
+from services.downloader.core.catalog import Layout
+from services.downloader.core.ports import PullRequest, Resolved
+from services.kit.errors import (
+    DigestMismatch,
+    LaresError,
+    PermissionDenied,
+    SourceNotFound,
+    SourceUnavailable,
+    UnsupportedFormat,
+)
+from services.kit.names import ModelRef
+from tests.unit.services.downloader.http_server import Request, Server, head, serving
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LIMITS = HttpLimits(max_attempts=2, first_backoff_s=0.001, stall_timeout_s=5)
+FILES = {"config.json": b'{"architectures": []}', "model.safetensors": b"weights", "pytorch_model.bin": b"pickle"}
+
+
+class Hub:
+    """One repository, `org/repo`, at one commit."""
+
+    def __init__(self) -> None:
+        self.files = dict(FILES)
+        self.status = "200 OK"
+        self.headers: dict[str, str] = {}
+        self.padding = ""
+        self.server: Server
+
+    async def answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        path = request.path.split("?")[0]
+        prefix = f"/org/repo/resolve/{COMMIT}/"
+        if path.startswith("/api/models/"):
+            body = json.dumps(self.info()).encode()
+        elif path.startswith(prefix):
+            body = self.files[path.removeprefix(prefix)]
+        else:
+            self.status, body = "404 Not Found", b""
+        writer.write(head(self.status, content_length=len(body), **self.headers) + body)
+
+    def info(self) -> dict[str, Any]:
+        siblings = [self.sibling(name, content) for name, content in self.files.items()]
+        card = {"license": "apache-2.0", "padding": self.padding}
+        return {"id": "org/repo", "sha": COMMIT, "siblings": siblings, "cardData": card, "tags": []}
+
+    def sibling(self, name: str, content: bytes) -> dict[str, Any]:
+        content = FILES.get(name, content)
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
+        if not name.endswith(".json"):
+            sha256 = hashlib.sha256(content).hexdigest()
+            sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
+        return sibling
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    hub = Hub()
+    async with serving(hub.answer) as server:
+        hub.server = server
+        yield hub
+
+
+@pytest.fixture
+async def source(hub: Hub) -> AsyncIterator[HfSource]:
+    source = HfSource(hub.server.url, "hf_secret", LIMITS)
+    yield source
+    await source.close()
+
+
+async def resolve(source: HfSource, ref: str = "hf:org/repo") -> Resolved:
+    return await source.resolve(PullRequest((ModelRef.parse(ref),), Layout()))
+
+
+async def test_a_repository_is_pinned_to_its_commit_and_pickles_are_left_out(source: HfSource, hub: Hub) -> None:
+    resolved = await resolve(source)
+    assert resolved.source == f"hf:org/repo@{COMMIT}"
+    assert (resolved.revision, resolved.version_id, resolved.license) == (COMMIT, COMMIT[:12], "apache-2.0")
+    by_path = {file.path: file for file in resolved.files}
+    assert by_path.keys() == {"config.json", "model.safetensors"}
+    assert by_path["model.safetensors"].sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert by_path["model.safetensors"].url.endswith(f"/org/repo/resolve/{COMMIT}/model.safetensors")
+    assert hub.server.requests[0].headers["authorization"] == "Bearer hf_secret"
+
+
+async def test_files_arrive_and_are_checked(source: HfSource, tmp_path: Path) -> None:
+    for file in (await resolve(source)).files:
+        await source.fetch(file, tmp_path / file.path, lambda num, size: None)
+        assert (tmp_path / file.path).read_bytes() == FILES[file.path]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+async def test_a_flipped_byte_is_found_with_and_without_a_sha256(
+    source: HfSource, hub: Hub, tmp_path: Path, name: str
+) -> None:
+    (file,) = [file for file in (await resolve(source)).files if file.path == name]
+    hub.files[name] = b"X" + FILES[name][1:]
+    with pytest.raises(DigestMismatch):
+        await source.fetch(file, tmp_path / "f", lambda num, size: None)
+    assert not (tmp_path / "f").exists()
+
+
+async def test_a_tag_chooses_a_quantization_and_names_the_version(source: HfSource, hub: Hub) -> None:
+    hub.files = {"m-Q4_K_M.gguf": b"a", "m-Q8_0.gguf": b"b"}
+    resolved = await resolve(source, "hf:org/repo:Q8_0")
+    assert [file.path for file in resolved.files] == ["m-Q8_0.gguf"]
+    assert resolved.version_id == f"q8_0-{COMMIT[:12]}"
+    assert resolved.source == f"hf:org/repo:Q8_0@{COMMIT}"
+
+
+async def test_a_repository_of_pickles_is_refused(source: HfSource, hub: Hub) -> None:
+    del hub.files["model.safetensors"]
+    with pytest.raises(UnsupportedFormat, match="pytorch_model.bin"):
+        await resolve(source)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error"),
+    [
+        ("404 Not Found", {"x-error-code": "RepoNotFound"}, SourceNotFound),
+        ("404 Not Found", {"x-error-code": "RevisionNotFound"}, SourceNotFound),
+        ("403 Forbidden", {"x-error-code": "GatedRepo"}, PermissionDenied),
+        ("400 Bad Request", {}, SourceUnavailable),
+    ],
+)
+async def test_the_hubs_refusals_are_told_in_our_words(
+    source: HfSource, hub: Hub, status: str, headers: dict[str, str], error: type[LaresError]
+) -> None:
+    hub.status, hub.headers = status, headers
+    with pytest.raises(error) as caught:
+        await resolve(source)
+    assert "hf_secret" not in str(caught.value)
+
+
+async def test_metadata_without_end_is_not_read_to_its_end(source: HfSource, hub: Hub) -> None:
+    hub.padding = "x" * 8 * 1024 * 1024
+    with pytest.raises(SourceUnavailable, match="bytes of metadata"):
+        await resolve(source)
+
+
+async def test_a_hub_that_is_not_there_is_said_so() -> None:
+    with pytest.raises(SourceUnavailable):
+        await resolve(HfSource("http://127.0.0.1:1", "", LIMITS))
+
+
+async def test_a_name_that_leads_out_of_the_folder_is_refused(source: HfSource, hub: Hub) -> None:
+    hub.files["../../evil.json"] = b"{}"
+    resolved = await resolve(source)
+    assert all(".." not in file.path for file in resolved.files)

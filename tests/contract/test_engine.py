@@ -25,7 +25,9 @@ def engine(make_engine: MakeEngine) -> Engine:
     return make_engine()
 
 
-def sequence(sequence_id: int, prompt: Sequence[int] = (5, 6, 7), sampling: Sampling = GREEDY) -> EngineSequence:
+def sequence(
+    sequence_id: int, prompt: Sequence[int] = (5, 6, 7), sampling: Sampling = GREEDY
+) -> EngineSequence:
     return EngineSequence(sequence_id, tuple(prompt), sampling)
 
 

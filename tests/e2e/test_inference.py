@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
 ]
 
+
 @pytest.fixture
 def tiny_folder(tmp_path: Path) -> Path:
     """Not needed here, but the fixture `running` asks for one."""
@@ -91,7 +92,12 @@ async def check_adapter(real: Running, question: pb.GenerateRequest, tmp_path: P
 
 
 async def test_near_meanings_have_near_vectors(real: Running):
-    texts = ["A cat sits on the mat", "A kitten rests on a rug", "Stocks fell sharply on Monday", "word " * 2000]
+    texts = [
+        "A cat sits on the mat",
+        "A kitten rests on a rug",
+        "Stocks fell sharply on Monday",
+        "word " * 2000,
+    ]
     request = pb.EmbedRequest(
         model="minilm", inputs=[pb.EmbedInput(text=text) for text in texts], truncate=True
     )

@@ -102,8 +102,16 @@ async def check_refusals(running: Running) -> None:
     image = pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart(image=pb.Image(data=b"x"))])
     tool = pb.ChatMessage(role=pb.ROLE_TOOL, content=[pb.ContentPart(text="hi")])
     refusals: list[tuple[pb.GenerateRequest, type[LaresError], str]] = [
-        (text_request(sampling=pb.SamplingParameters(temperature=3)), InvalidArgument, "sampling.temperature"),
-        (text_request(sampling=pb.SamplingParameters(logit_bias={999: 1})), InvalidArgument, "sampling.logit_bias"),
+        (
+            text_request(sampling=pb.SamplingParameters(temperature=3)),
+            InvalidArgument,
+            "sampling.temperature",
+        ),
+        (
+            text_request(sampling=pb.SamplingParameters(logit_bias={999: 1})),
+            InvalidArgument,
+            "sampling.logit_bias",
+        ),
         (text_request(output=pb.OutputOptions(num_choices=17)), InvalidArgument, "output.num_choices"),
         (text_request(stop=pb.StopConditions(stop=[""])), InvalidArgument, "stop.stop[0]"),
         (pb.GenerateRequest(model="tiny"), InvalidArgument, "prompt"),

@@ -21,7 +21,10 @@ def test_greedy_text_equals_generate_in_mixed_batches():
     expected = []
     for prompt in prompts:
         generated = model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=24, do_sample=False
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=24,
+            do_sample=False,
         )
         expected.append(generated[0, len(prompt) :].tolist())
     engine, outputs = tiny_engine(model), {}
@@ -57,9 +60,10 @@ def adapters(tmp_path: Path) -> list[Path]:
     """Two random LoRA adapters for the tiny model."""
     folders = [tmp_path / "one", tmp_path / "two"]
     for seed, folder in enumerate(folders):
-        torch.manual_seed(seed)
         config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        get_peft_model(tiny_llama(), config).save_pretrained(folder)
+        model = tiny_llama()  # It sets a seed of its own.
+        torch.manual_seed(100 + seed)
+        get_peft_model(model, config).save_pretrained(folder)
     return folders
 
 

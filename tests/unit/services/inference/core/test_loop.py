@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ def make_loop(engine: FakeEngine, max_sequences: int = 4) -> StepLoop:
 
 
 def request(
-    request_id: int, max_tokens: int | None = 8, stop: StopConditions | None = None, **fields
+    request_id: int, max_tokens: int | None = 8, stop: StopConditions | None = None, **fields: Any
 ) -> LoopRequest:
     stop = stop or StopConditions(max_tokens=max_tokens)
     return LoopRequest(request_id, (1, 2, 3 + request_id % 100), seed=5, sampling=GREEDY, stop=stop, **fields)
@@ -161,7 +163,8 @@ def test_what_a_request_is_told_does_not_depend_on_the_others(asked: list[tuple[
             said(drain_one, choice) for drain_one in drain(loop).values() for choice in range(3)
         ]
     engine = FakeEngine()
-    loop, told, step = make_loop(engine, max_sequences=3), {}, 0
+    told: dict[int, list[Update]] = {}
+    loop, step = make_loop(engine, max_sequences=3), 0
     while loop.has_work or step <= 20:
         for request_id, (max_tokens, num_choices, at) in enumerate(asked):
             if at == step:

@@ -41,27 +41,32 @@ class InferenceServicer(rpc.InferenceServiceServicer):
                     yield response
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """Vectors of texts."""
         embeddings, version = await self._inference.embed(convert.embed_request_from_proto(request))
         return convert.embeddings_to_proto(embeddings, version)
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
+        """Begin to load; the answer does not wait for the end."""
         keep_alive_s = convert.keep_alive_from_proto(request)
         loaded = await self._inference.load(convert.required_model(request.model), keep_alive_s)
         return pb.LoadModelResponse(loaded_model=convert.loaded_model_to_proto(loaded))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        """Answers when the model is out of memory."""
         await self._inference.unload(convert.served_name_from_proto(request.name), force=request.force)
         return pb.UnloadModelResponse()
 
     async def GetLoadedModel(
         self, request: pb.GetLoadedModelRequest, context: Context
     ) -> pb.GetLoadedModelResponse:
+        """One model in memory."""
         loaded = await self._inference.find(convert.served_name_from_proto(request.name))
         return pb.GetLoadedModelResponse(loaded_model=convert.loaded_model_to_proto(loaded))
 
     async def ListLoadedModels(
         self, request: pb.ListLoadedModelsRequest, context: Context
     ) -> pb.ListLoadedModelsResponse:
+        """A page, by name."""
         size = page_size(request.page_size)
         cursor = decode_cursor(request.page_token, _LIST_SCOPE, (str,))
         after = str(cursor[0]) if cursor else ""
@@ -73,6 +78,7 @@ class InferenceServicer(rpc.InferenceServiceServicer):
     async def WatchLoadedModels(
         self, request: pb.WatchLoadedModelsRequest, context: Context
     ) -> AsyncIterator[pb.WatchLoadedModelsResponse]:
+        """How each stands, then each change, until the client or the process goes."""
         async with aclosing(self._host.until_draining(self._pool.watch())) as watched:
             async for sequence, loaded in watched:
                 yield pb.WatchLoadedModelsResponse(
@@ -80,4 +86,5 @@ class InferenceServicer(rpc.InferenceServiceServicer):
                 )
 
     async def GetHardware(self, request: pb.GetHardwareRequest, context: Context) -> pb.GetHardwareResponse:
+        """Off the loop: a graphics driver may take its time."""
         return convert.hardware_to_proto(await asyncio.to_thread(probe_hardware))

@@ -1,4 +1,7 @@
-"""A model without weights: the next token is a function of all before it. It obeys the Engine port to the letter."""
+"""A model without weights:
+
+the next token is a function of all before it. It obeys the Engine port to the letter.
+"""
 
 import random
 from collections.abc import Sequence
@@ -73,11 +76,9 @@ class FakeEngine:
     def _next(self, sequence: EngineSequence) -> int:
         sampling = sequence.sampling
         allowed = [token_id for token_id in range(VOCAB_SIZE) if token_id not in sequence.bans]
-        if sampling.logit_bias and (
-            best := max(sampling.logit_bias, key=lambda key: sampling.logit_bias[key])
-        ):
-            if sampling.logit_bias[best] >= 100 and best in allowed:
-                return best
+        certain = [token for token, bias in sampling.logit_bias.items() if bias >= 100 and token in allowed]
+        if certain:
+            return certain[0]
         if self._script is not None:
             position = len(sequence.output)
             return self._script[position] if position < len(self._script) else EOS

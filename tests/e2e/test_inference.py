@@ -79,7 +79,7 @@ async def check_adapter(real: Running, question: pb.GenerateRequest, tmp_path: P
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
     real.house.add("smollm2:mine", tmp_path / "adapter", rpb.MODEL_KIND_TEXT_GENERATION, rpb.FORMAT_PEFT)
     adapted = chat("What is the capital of France?", model="smollm2:mine")
     events = await generate(real, adapted)
@@ -107,7 +107,7 @@ async def test_near_meanings_have_near_vectors(real: Running):
     assert [len(vector) for vector in vectors] == [384] * 4
 
     def similarity(one: int, other: int) -> float:
-        return sum(a * b for a, b in zip(vectors[one], vectors[other], strict=True))
+        return float(sum(a * b for a, b in zip(vectors[one], vectors[other], strict=True)))
 
     assert similarity(0, 0) == pytest.approx(1.0, abs=1e-5)
     assert similarity(0, 1) > 0.5 > 0.2 > similarity(0, 2)

@@ -47,7 +47,8 @@ class PromptRenderer:
         template = self._tokenizer.chat_template
         if not template:
             raise WrongModelKind(
-                "the model has no chat template: continue a text instead (completions), or chat with a model that has one"
+                "the model has no chat template: continue a text instead (completions), or chat with a model"
+                " that has one"
             )
         if chat.tools and "tools" not in str(template):
             raise UnsupportedParameter.at("chat.tools", "this model's chat template knows no tools")

@@ -166,8 +166,8 @@ class ModelPool:
             freed_bytes += victims[-1].memory_bytes
         if has_bytes + freed_bytes < needs_bytes:
             raise InsufficientMemory(
-                f"{model.name} needs {needs_bytes / _GIB:.2f} GiB of memory, and there is {max(0, has_bytes) / _GIB:.2f}"
-                f" GiB; unloading idle models would free {freed_bytes / _GIB:.2f} GiB",
+                f"{model.name} needs {needs_bytes / _GIB:.2f} GiB of memory, and there is"
+                f" {max(0, has_bytes) / _GIB:.2f} GiB; unloading idle models would free {freed_bytes / _GIB:.2f} GiB",
                 metadata={
                     "needs_bytes": str(needs_bytes),
                     "has_bytes": str(max(0, has_bytes)),

@@ -19,7 +19,7 @@ from tests.unit.services.inference.tiny_folder import save_tiny_model
 class Running:
     """Inference on a real server, with a house around it."""
 
-    stub: rpc.InferenceServiceStub
+    stub: "rpc.InferenceServiceAsyncStub"
     house: FakeHouse
     host: Host
 
@@ -31,7 +31,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def running(tmp_path: Path, tiny_folder: Path) -> AsyncIterator[Running]:
-    house = FakeHouse(tmp_path)
+    house = FakeHouse(tmp_path)  # type: ignore[abstract]  # It answers only what Inference asks.
     house.add("tiny", tiny_folder, rpb.MODEL_KIND_TEXT_GENERATION, rpb.FORMAT_SAFETENSORS)
     host = Host(Settings(home=tmp_path), {"inference.max_sequences": 4, "inference.device": "cpu"})
     server = GrpcServer(host, [lambda _: house, build], address=Address("127.0.0.1", 0))

@@ -1,4 +1,7 @@
-"""A Registry and a Downloader over real gRPC that know folders of this machine: what Inference needs of the house."""
+"""A Registry and a Downloader over real gRPC that know folders of this machine:
+
+what Inference needs of the house.
+"""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -15,7 +18,9 @@ from services.kit.errors import ModelNotFound
 
 
 class FakeHouse(rrpc.RegistryServiceServicer, drpc.DownloaderServiceServicer):
-    """Models are added with `add`; blobs that are written land in `blobs`, an artifact becomes a folder of its own."""
+    """Models are added with `add`; blobs that are written land in `blobs`, an artifact becomes a folder of
+    its own.
+    """
 
     full_name = "lares.registry.v1.RegistryService"
 

@@ -177,9 +177,8 @@ async def check_death(running: Running) -> None:
         await call.read()
     os.kill(ready.worker_pid, signal.SIGKILL)
     for call in calls:
-        with pytest.raises(WorkerLost) as caught, translate_errors():
-            while await call.read() is not grpc.aio.EOF:
-                pass
+        with pytest.raises(WorkerLost) as caught:
+            await read_to_end(call)
         assert caught.value.retry_after_s is not None
     failed = (await watch.read()).loaded_model
     assert failed.state == pb.LOADED_MODEL_STATE_FAILED
@@ -190,6 +189,12 @@ async def check_death(running: Running) -> None:
         states.append((await watch.read()).loaded_model.state)
     assert set(states[:-1]) == {pb.LOADED_MODEL_STATE_LOADING}
     watch.cancel()
+
+
+async def read_to_end(call: Any) -> None:
+    with translate_errors():
+        while await call.read() is not grpc.aio.EOF:
+            pass
 
 
 async def check_unload(running: Running) -> None:

@@ -1,5 +1,6 @@
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 def test_greedy_text_equals_generate_in_mixed_batches():
     rng, model = random.Random(11), tiny_llama()
     prompts = [tuple(rng.randrange(256) for _ in range(rng.randrange(1, 80))) for _ in range(56)]
+    generator: Any = model
     expected = []
     for prompt in prompts:
-        generated = model.generate(
+        generated = generator.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt)),
             max_new_tokens=24,
@@ -60,9 +62,10 @@ def adapters(tmp_path: Path) -> list[Path]:
     """Two random LoRA adapters for the tiny model."""
     folders = [tmp_path / "one", tmp_path / "two"]
     for seed, folder in enumerate(folders):
-        torch.manual_seed(seed)
         config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        get_peft_model(tiny_llama(), config).save_pretrained(folder)
+        model = tiny_llama()  # It sets a seed of its own.
+        torch.manual_seed(100 + seed)
+        get_peft_model(model, config).save_pretrained(str(folder))
     return folders
 
 

@@ -91,7 +91,10 @@ def test_a_vosk_folder_recognises_streams(tmp_path: Path) -> None:
     ("files", "why"),
     [
         ({"readme.txt": b"x"}, "no model that Lares loads"),
-        ({"model.bin": b"\x80\x04pickle", "vocabulary.txt": b"a", "tokenizer.json": {}}, "not a Whisper model"),
+        (
+            {"model.bin": b"\x80\x04pickle", "vocabulary.txt": b"a", "tokenizer.json": {}},
+            "not a Whisper model",
+        ),
         ({"model.bin": WHISPER, "vocabulary.txt": b"a"}, "no tokenizer.json"),
         ({"adapter_config.json": {}, "adapter_model.safetensors": WEIGHTS}, "LoRA adapter"),
         ({"config.json": b"{", "model.safetensors": WEIGHTS}, "no JSON"),

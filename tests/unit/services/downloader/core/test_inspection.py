@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ WEIGHTS = safetensors_bytes({"w": TENSOR})
 WHISPER = b"\x06\x00\x00\x00\x0c\x00WhisperSpec\x00" + bytes(40)
 
 
-def facts_of(folder: Path, files: dict[str, bytes | object]) -> Facts:
+def facts_of(folder: Path, files: Mapping[str, object]) -> Facts:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

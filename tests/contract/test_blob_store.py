@@ -87,7 +87,7 @@ async def test_a_wrong_size_or_digest_is_refused_and_nothing_is_stored(store: Bl
     with pytest.raises(DigestMismatch):
         await store.examine(file.path, digest=ABSENT)
     assert await store.blobs() == []
-    assert await store.examine(file.path, size_bytes=len(CONTENT), digest=DIGEST)
+    assert (await store.examine(file.path, size_bytes=len(CONTENT), digest=DIGEST)).digest == DIGEST
 
 
 async def test_storing_the_same_bytes_twice_keeps_one(store: BlobStore) -> None:
@@ -141,11 +141,25 @@ async def test_no_name_or_digest_leads_out_of_the_store(store: BlobStore, tmp_pa
 
 
 def hostile_names() -> list[str]:
-    fixed = ["", ".", "..", "../x", "/etc/passwd", "a/../../b", "a//b", "C:\\x", "\\\\host\\x", "a\0b", "con:x"]
+    fixed = [
+        "",
+        ".",
+        "..",
+        "../x",
+        "/etc/passwd",
+        "a/../../b",
+        "a//b",
+        "C:\\x",
+        "\\\\host\\x",
+        "a\0b",
+        "con:x",
+    ]
     choose = random.Random(13)
-    made = []
+    made: list[str] = []
     while len(made) < 300:
-        name = "".join(choose.choice("./\\\0:" + string.ascii_letters) for _ in range(choose.randrange(1, 40)))
+        name = "".join(
+            choose.choice("./\\\0:" + string.ascii_letters) for _ in range(choose.randrange(1, 40))
+        )
         made.append(f"../{name}")
     return fixed + made
 

@@ -63,6 +63,7 @@ class SlowSource:
         self.content = content
         self.failure: LaresError | Exception | None = None
         self.fetching = asyncio.Event()
+        self.two_fetching = asyncio.Event()
         self.go = asyncio.Event()
         if go:
             self.go.set()
@@ -78,6 +79,8 @@ class SlowSource:
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
         self.num_fetched += 1
+        if self.num_fetched == 2:
+            self.two_fetching.set()
         target.write_bytes(self.content[:3])
         on_bytes(3, len(self.content))
         self.fetching.set()

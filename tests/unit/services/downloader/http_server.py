@@ -84,7 +84,9 @@ def ranged(body: bytes, *, etag: str = '"1"', cut: int | None = None) -> Answer:
             writer.write(head("416 Range Not Satisfiable", content_range=f"bytes */{len(body)}"))
         elif first and request.headers.get("if-range", etag) == etag:
             span = f"bytes {first}-{len(body) - 1}/{len(body)}"
-            start = head("206 Partial Content", content_length=len(body) - first, content_range=span, etag=etag)
+            start = head(
+                "206 Partial Content", content_length=len(body) - first, content_range=span, etag=etag
+            )
             writer.write(start + body[first:][:cut])
         else:
             writer.write(head("200 OK", content_length=len(body), etag=etag) + body[:cut])

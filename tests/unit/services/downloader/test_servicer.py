@@ -201,7 +201,8 @@ async def test_downloads_and_the_catalogue_come_in_pages(
     assert not second.next_page_token
     failed = await downloader.ListDownloads(pb.ListDownloadsRequest(states=[pb.DOWNLOAD_STATE_FAILED]))
     assert {download.failure.reason for download in failed.downloads} == {"SOURCE_NOT_FOUND"}
-    token, entries = "", []
+    token = ""
+    entries: list[pb.CatalogEntry] = []
     while True:
         request = pb.ListCatalogEntriesRequest(page_size=2, page_token=token)
         page = await downloader.ListCatalogEntries(request)
@@ -231,7 +232,10 @@ async def test_a_blob_is_written_read_and_collected_when_its_time_is_over(
     downloader: "rpc.DownloaderServiceAsyncStub",
 ) -> None:
     content = os.urandom(2_500_000)
-    messages = [header(len(content)), *(pb.WriteBlobRequest(chunk=content[at : at + 10**6]) for at in (0, 10**6, 2 * 10**6))]
+    messages = [
+        header(len(content)),
+        *(pb.WriteBlobRequest(chunk=content[at : at + 10**6]) for at in (0, 10**6, 2 * 10**6)),
+    ]
     written = await downloader.WriteBlob(parts(*messages))
     assert written.digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
     left = written.expire_time.ToDatetime(UTC) - datetime.now(UTC)
@@ -287,8 +291,8 @@ async def test_what_is_not_there_is_said_so(downloader: "rpc.DownloaderServiceAs
 
 async def test_an_offset_past_the_end_is_out_of_range(downloader: "rpc.DownloaderServiceAsyncStub") -> None:
     written = await downloader.WriteBlob(parts(header(1), pb.WriteBlobRequest(chunk=b"a")))
+    request = pb.ReadBlobRequest(digest=written.digest, offset_bytes=2)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        request = pb.ReadBlobRequest(digest=written.digest, offset_bytes=2)
         _ = [part async for part in downloader.ReadBlob(request)]
     assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
     with pytest.raises(OffsetPastEnd), translate_errors():
@@ -302,7 +306,7 @@ async def test_a_zeroed_blob_is_not_leased_and_a_pull_repairs_it(
     (blob,) = [path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file()]
     blob.chmod(0o644)
     blob.write_bytes(bytes(len(MODEL)))
-    with pytest.raises(CorruptBlob, match="m.gguf"), translate_errors():
+    with pytest.raises(CorruptBlob, match=r"m\.gguf"), translate_errors():
         await downloader.CreateLease(pb.CreateLeaseRequest(version=done.version))
     assert (await pulled(downloader, index)).state == pb.DOWNLOAD_STATE_SUCCEEDED
     await downloader.CreateLease(pb.CreateLeaseRequest(version=done.version))

@@ -10,7 +10,12 @@ from pathlib import Path
 
 
 def make_wheel(
-    folder: Path, name: str, version: str, files: Mapping[str, bytes], *, record: Mapping[str, bytes] | None = None
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, bytes],
+    *,
+    record: Mapping[str, bytes] | None = None,
 ) -> Path:
     """A wheel with these files. record: what RECORD says of them, if not the truth."""
     path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
@@ -24,7 +29,9 @@ def wheel_bytes(
     """The same, in memory."""
     info = f"{name.replace('-', '_')}-{version}.dist-info"
     said = {**files, **(record or {})}
-    lines = [f"{path},sha256={_digest(said[path])},{len(said[path])}" for path in files if said[path] is not None]
+    lines = [
+        f"{path},sha256={_digest(said[path])},{len(said[path])}" for path in files if said[path] is not None
+    ]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, content in files.items():
@@ -40,7 +47,10 @@ def _digest(content: bytes) -> str:
 
 
 def gguf_bytes(
-    *, architecture: str = "llama", template: str = "{{ messages }}", tensors: tuple[tuple[int, ...], ...] = ((4, 8),)
+    *,
+    architecture: str = "llama",
+    template: str = "{{ messages }}",
+    tensors: tuple[tuple[int, ...], ...] = ((4, 8),),
 ) -> bytes:
     """A GGUF file of version 3 with a header as real ones have, and no tensor data worth speaking of."""
     values = [

@@ -26,11 +26,21 @@ async def test_a_single_gguf_is_copied_and_left_where_it_is(tmp_path: Path) -> N
 
 
 async def test_a_folder_gives_its_models_files_by_their_paths(tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors", "1_Pooling/config.json", "README.md", "pytorch_model.bin"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "1_Pooling/config.json",
+        "README.md",
+        "pytorch_model.bin",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     resolved = await resolve(tmp_path)
-    assert [file.path for file in resolved.files] == ["1_Pooling/config.json", "config.json", "model.safetensors"]
+    assert [file.path for file in resolved.files] == [
+        "1_Pooling/config.json",
+        "config.json",
+        "model.safetensors",
+    ]
     assert resolved.version_id is None
 
 

@@ -26,7 +26,11 @@ from tests.unit.services.downloader.http_server import Request, Server, head, se
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LIMITS = HttpLimits(max_attempts=2, first_backoff_s=0.001, stall_timeout_s=5)
-FILES = {"config.json": b'{"architectures": []}', "model.safetensors": b"weights", "pytorch_model.bin": b"pickle"}
+FILES = {
+    "config.json": b'{"architectures": []}',
+    "model.safetensors": b"weights",
+    "pytorch_model.bin": b"pickle",
+}
 
 
 class Hub:
@@ -84,7 +88,9 @@ async def resolve(source: HfSource, ref: str = "hf:org/repo") -> Resolved:
     return await source.resolve(PullRequest((ModelRef.parse(ref),), Layout()))
 
 
-async def test_a_repository_is_pinned_to_its_commit_and_pickles_are_left_out(source: HfSource, hub: Hub) -> None:
+async def test_a_repository_is_pinned_to_its_commit_and_pickles_are_left_out(
+    source: HfSource, hub: Hub
+) -> None:
     resolved = await resolve(source)
     assert resolved.source == f"hf:org/repo@{COMMIT}"
     assert (resolved.revision, resolved.version_id, resolved.license) == (COMMIT, COMMIT[:12], "apache-2.0")
@@ -122,7 +128,7 @@ async def test_a_tag_chooses_a_quantization_and_names_the_version(source: HfSour
 
 async def test_a_repository_of_pickles_is_refused(source: HfSource, hub: Hub) -> None:
     del hub.files["model.safetensors"]
-    with pytest.raises(UnsupportedFormat, match="pytorch_model.bin"):
+    with pytest.raises(UnsupportedFormat, match=r"pytorch_model\.bin"):
         await resolve(source)
 
 

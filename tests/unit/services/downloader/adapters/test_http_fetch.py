@@ -12,7 +12,7 @@ import pytest
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
-from services.downloader.core.ports import RemoteFile
+from services.downloader.core.ports import OnBytes, RemoteFile
 from services.kit.errors import (
     DigestMismatch,
     DiskFull,
@@ -85,7 +85,7 @@ async def test_what_arrived_before_a_kill_is_not_fetched_again(client: HttpClien
     assert (tmp_path / "f").read_bytes() == BODY
 
 
-def _cancel_after(limit: int):  # type: ignore[no-untyped-def]
+def _cancel_after(limit: int) -> OnBytes:
     def on_bytes(num_bytes: int, size_bytes: int | None) -> None:
         if num_bytes > limit:
             raise asyncio.CancelledError
@@ -196,7 +196,9 @@ async def test_a_length_other_than_promised_is_refused_at_once(
     assert len(server.requests) == 1
 
 
-async def test_an_answer_without_a_length_is_fine_if_its_bytes_are(client: HttpClient, tmp_path: Path) -> None:
+async def test_an_answer_without_a_length_is_fine_if_its_bytes_are(
+    client: HttpClient, tmp_path: Path
+) -> None:
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(head("200 OK") + BODY)
 

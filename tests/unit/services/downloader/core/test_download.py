@@ -26,7 +26,11 @@ def test_a_download_runs_through_its_phases_to_success() -> None:
     fetching = RUNNING.in_phase(DownloadPhase.FETCHING)
     done = fetching.succeeded("models/x/versions/1", NOW)
     assert (RUNNING.state, fetching.phase) == (DownloadState.RUNNING, DownloadPhase.FETCHING)
-    assert (done.state, done.phase, done.end_time) == (DownloadState.SUCCEEDED, DownloadPhase.UNSPECIFIED, NOW)
+    assert (done.state, done.phase, done.end_time) == (
+        DownloadState.SUCCEEDED,
+        DownloadPhase.UNSPECIFIED,
+        NOW,
+    )
 
 
 def test_what_has_ended_can_be_neither_paused_nor_cancelled() -> None:

@@ -108,7 +108,7 @@ async def test_a_lease_on_a_damaged_version_names_the_file_and_leaves_nothing(ho
     file = await house.write(b"weights")
     version = await house.record("m", file)
     house.store.damaged.add(file.digest)
-    with pytest.raises(CorruptBlob, match="model.gguf of models/m/versions/1") as caught:
+    with pytest.raises(CorruptBlob, match=r"model\.gguf of models/m/versions/1") as caught:
         await house.leases.create(version)
     assert caught.value.metadata["file"] == "model.gguf"
     assert await house.records.leases() == []

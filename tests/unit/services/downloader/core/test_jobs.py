@@ -39,7 +39,9 @@ class House:
         return last
 
 
-def jobs_of(store: MemoryBlobStore, records: MemoryDownloadStore, registry: MemoryRegistry, source: SlowSource) -> DownloadJobs:
+def jobs_of(
+    store: MemoryBlobStore, records: MemoryDownloadStore, registry: MemoryRegistry, source: SlowSource
+) -> DownloadJobs:
     async def at_once(seconds: float) -> None:
         await asyncio.sleep(0)
 
@@ -139,9 +141,7 @@ async def test_a_queued_download_can_be_cancelled_before_its_turn(house: House) 
 
 async def test_no_more_than_allowed_run_at_once(house: House) -> None:
     downloads = [await house.jobs.create(f"pypi:m{number}") for number in range(5)]
-    await house.source.fetching.wait()
-    while house.source.num_fetched < 2:
-        await asyncio.sleep(0)
+    await house.source.two_fetching.wait()
     states = [(await house.jobs.get(download.id)).state for download in downloads]
     assert states.count(DownloadState.RUNNING) == 2
     house.source.go.set()
@@ -192,7 +192,9 @@ async def test_a_registry_that_comes_late_is_waited_for(house: House) -> None:
     assert done.state is DownloadState.SUCCEEDED
 
 
-async def test_a_name_that_is_taken_by_another_model_is_refused_before_anything_is_fetched(house: House) -> None:
+async def test_a_name_that_is_taken_by_another_model_is_refused_before_anything_is_fetched(
+    house: House,
+) -> None:
     house.source.go.set()
     await house.ended(await house.jobs.create("pypi:tiny", model_id="mine"))
     other = await house.ended(await house.jobs.create("pypi:other", model_id="mine"))

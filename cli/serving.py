@@ -97,7 +97,7 @@ async def _run(
 
     def tell() -> None:
         if GATEWAY in names:
-            addresses.append(f"http={gateway.address}")
+            addresses.append(f"http={gateway.bound}")
         if builds:
             addresses.append(f"grpc={server.address}")
         typer.echo(f"lares ready {' '.join(addresses)}")

@@ -227,7 +227,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _hardware() -> Iterator[Finding]:
-    probe = importlib.import_module("services.inference.adapters.hardware").probe()
+    probe = importlib.import_module("services.inference.adapters.hardware").probe_hardware()
     fast = {"avx512_bf16", "amx_bf16", "neon"} & set(probe.cpu_features)
     yield Finding(
         "cpu",
@@ -235,16 +235,16 @@ def _hardware() -> Iterator[Finding]:
         f"{probe.num_cpus} cores, {probe.cpu_model}, {' '.join(probe.cpu_features) or 'no vector features known'}",
         "" if fast else "no bfloat16 arithmetic: models run in float32",
     )
-    enough = probe.memory_available_bytes >= 2 * GIB
+    enough = probe.memory.available_bytes >= 2 * GIB
     yield Finding(
         "memory",
         "ok" if enough else "note",
-        f"{probe.memory_available_bytes / GIB:.1f} of {probe.memory_total_bytes / GIB:.1f} GiB free",
+        f"{probe.memory.available_bytes / GIB:.1f} of {probe.memory.total_bytes / GIB:.1f} GiB free",
         "" if enough else "the starter model wants 2 GiB",
     )
     for gpu in probe.gpus:
         yield Finding(
-            f"gpu {gpu.index}", "ok", f"{gpu.model}, {gpu.memory_available_bytes / GIB:.1f} GiB free"
+            f"gpu {gpu.index}", "ok", f"{gpu.model}, {gpu.memory.available_bytes / GIB:.1f} GiB free"
         )
     if not probe.gpus:
         yield Finding("gpu", "note", "none that NVIDIA's driver knows", "models run on the CPU")

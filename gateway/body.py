@@ -1,5 +1,6 @@
 """The bodies of requests: JSON, and uploads, which go to disk and never whole into memory."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ class Upload:
     size_bytes: int
     file: UploadFile
 
+    @property
+    def base_name(self) -> str:
+        """The name without folders or control characters, at most 255 characters."""
+        name = "".join(char for char in re.split(r"[/\\\\]", self.name)[-1] if char.isprintable())
+        return name[-255:] or "upload"
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The file in pieces of CHUNK_BYTES, from its beginning."""
         await self.file.seek(0)
@@ -64,6 +71,9 @@ async def read_form(request: Request, model: type[M]) -> AsyncIterator[tuple[M, 
         raise InvalidArgument(f"the form cannot be read: {error.message}") from None
     except ClientDisconnect:
         raise ClientDisconnected from None
+    if not parser.is_whole:
+        parser.close()
+        raise InvalidArgument("the form breaks off before its last boundary")
     try:
         fields: dict[str, object] = {}
         upload: Upload | None = None
@@ -85,7 +95,10 @@ async def read_form(request: Request, model: type[M]) -> AsyncIterator[tuple[M, 
 
 
 class _CappedParser(MultiPartParser):
-    """Starlette's parser, which also stops at a number of parts, whatever they are."""
+    """Starlette's parser, which also stops at a number of parts and tells a form that breaks off."""
+
+    is_whole = False
+    """Whether the form's last boundary has come."""
 
     _num_parts = 0
 
@@ -95,11 +108,22 @@ class _CappedParser(MultiPartParser):
             raise PayloadTooLarge(f"the form has more than {_MAX_PARTS} parts")
         super().on_part_begin()
 
+    def on_end(self) -> None:
+        self.is_whole = True
+        super().on_end()
+
+    def close(self) -> None:
+        """Close the temporary files."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
 
 def _require_media_type(request: Request, wanted: str) -> None:
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found != wanted:
-        raise HTTPException(415, f"content-type must be {wanted}" + (f", not '{found[:80]}'" if found else ""))
+        raise HTTPException(
+            415, f"content-type must be {wanted}" + (f", not '{found[:80]}'" if found else "")
+        )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise HTTPException(415, f"content-encoding '{encoding[:40]}' is not taken; send the body as it is")

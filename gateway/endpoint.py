@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -25,11 +25,12 @@ ROUTE_KEY = "lares.route"
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What handlers work with. draining: set when the gateway is about to go."""
+    """What handlers work with. draining: set when the process begins to stop. document: OpenAPI's, as JSON."""
 
     upstream: Upstream
     settings: GatewaySettings
-    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: asyncio.Event
+    document: bytes
 
 
 Handler = Callable[[Gateway, Request], Awaitable[Response]]

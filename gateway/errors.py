@@ -32,10 +32,12 @@ def error_body(error: Exception, request_id: str) -> tuple[int, dict[str, Any], 
             return status, body, headers
         case HTTPException():
             kind, code = _HTTP_ERRORS.get(error.status_code, ("invalid_request_error", "bad_request"))
-            body = {"message": error.detail, "type": kind, "param": None, "code": code}
-            return error.status_code, {"error": body}, dict(error.headers or {})
+            detail = {"message": error.detail, "type": kind, "param": None, "code": code}
+            return error.status_code, {"error": detail}, dict(error.headers or {})
         case _:
-            return to_openai(InternalError(f"something broke inside Lares; its log tells what, under request {request_id}"))
+            return to_openai(
+                InternalError(f"something broke inside Lares; its log tells what, under request {request_id}")
+            )
 
 
 def error_response(error: Exception, request_id: str) -> Response:

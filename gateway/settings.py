@@ -15,7 +15,9 @@ class GatewaySettings(ServiceSettings):
     section: ClassVar[str] = "gateway"
 
     max_body_bytes: int = Field(
-        default=25 * _MIB, ge=1024, description="The largest body of a request that is not an upload, in bytes."
+        default=25 * _MIB,
+        ge=1024,
+        description="The largest body of a request that is not an upload, in bytes.",
     )
     max_audio_bytes: int = Field(
         default=100 * _MIB, ge=1024, description="The largest audio upload, in bytes."

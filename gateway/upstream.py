@@ -1,9 +1,9 @@
 """The five services as the gateway calls them: typed stubs, deadlines, and errors of our own tree."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -20,7 +20,8 @@ FULL_NAMES = {name: f"lares.{name}.v1.{name.capitalize()}Service" for name in SE
 """What health calls each service."""
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
+Call = grpc.aio.UnaryStreamCall[Any, T] | grpc.aio.StreamStreamCall[Any, T]
+"""What grpc.aio gives for a call that streams answers of type T."""
 
 
 class Upstream:
@@ -35,7 +36,7 @@ class Upstream:
 
     async def health(self, service: str, *, timeout_s: float) -> str:
         """How a service says it stands: `serving`, `not_serving`, `unknown`, or `unreachable` where none answers."""
-        stub = health_pb2_grpc.HealthStub(self._channel(service))
+        stub: Any = health_pb2_grpc.HealthStub(self._channel(service))  # Its type stubs know no methods.
         request = health_pb2.HealthCheckRequest(service=FULL_NAMES[service])
         try:
             answer = await stub.Check(request, timeout=timeout_s)
@@ -52,32 +53,31 @@ async def unary(call: Awaitable[T]) -> T:
         raise status.from_rpc_error(error) from None
 
 
-class ServerStream(Protocol[T_co]):
-    """What grpc.aio gives for a call that streams answers."""
-
-    async def read(self) -> T_co:
-        """The next message, or `grpc.aio.EOF`."""
-
-    def cancel(self) -> bool:
-        """End the call."""
+async def all_pages(fetch: Callable[[str], Awaitable[tuple[list[T], str]]]) -> list[T]:
+    """Everything that a listing has. fetch: (page token) -> (a page, the next token; empty at the end)."""
+    found, token = await fetch("")
+    while token:
+        more, token = await fetch(token)
+        found += more
+    return found
 
 
 class EventStream(Generic[T]):
     """A stream of answers whose first has come: what is refused is refused before the HTTP answer begins."""
 
-    def __init__(self, call: ServerStream[T], first: T) -> None:
+    def __init__(self, call: Call[T], first: T) -> None:
         self.first = first
         self._call = call
 
     @classmethod
-    async def open(cls, call: ServerStream[T]) -> "EventStream[T]":
+    async def open(cls, call: Call[T]) -> "EventStream[T]":
         """Wait for the first answer. Raises LaresError; the call is over then."""
         first = await _read(call)
         if first is None:
             raise InternalError("a service ended a stream before its first event")
         return cls(call, first)
 
-    async def rest(self) -> AsyncIterator[T]:
+    async def rest(self) -> AsyncGenerator[T, None]:
         """What comes after the first, until the end. Raises LaresError. Leaving it early cancels the call."""
         try:
             while (event := await _read(self._call)) is not None:
@@ -90,7 +90,7 @@ class EventStream(Generic[T]):
         self._call.cancel()
 
 
-async def _read(call: ServerStream[T]) -> T | None:
+async def _read(call: Call[T]) -> T | None:
     try:
         message = await call.read()
     except grpc.aio.AioRpcError as error:
@@ -98,13 +98,13 @@ async def _read(call: ServerStream[T]) -> T | None:
     except BaseException:
         call.cancel()
         raise
-    return None if message is grpc.aio.EOF else message
+    return None if message is grpc.aio.EOF else cast(T, message)
 
 
-async def merged(streams: list[EventStream[T]]) -> AsyncIterator[tuple[int, T]]:
+async def merged(streams: list[EventStream[T]]) -> AsyncGenerator[tuple[int, T], None]:
     """The rest of several streams as it comes, each event with the index of its stream. The first error ends all."""
     if len(streams) == 1:  # The usual case needs no queue and no task.
-        async with aclosing(streams[0].rest()) as rest:  # type: ignore[type-var]
+        async with aclosing(streams[0].rest()) as rest:
             async for event in rest:
                 yield 0, event
         return

@@ -1,4 +1,4 @@
-"""Host and Origin: a page in a browser must not reach this machine's models by a name that it controls (DNS rebinding)."""
+"""Host and Origin: no page in a browser reaches this machine's models by a name that it controls (DNS rebinding)."""
 
 import ipaddress
 from urllib.parse import urlsplit
@@ -14,7 +14,12 @@ class Guard:
     """Refuses unknown Hosts, on loopback or where hosts are listed, and pages of other origins, everywhere."""
 
     def __init__(
-        self, app: ASGIApp, *, on_loopback: bool, allowed_hosts: tuple[str, ...], allowed_origins: tuple[str, ...]
+        self,
+        app: ASGIApp,
+        *,
+        on_loopback: bool,
+        allowed_hosts: tuple[str, ...],
+        allowed_origins: tuple[str, ...],
     ) -> None:
         """on_loopback: whether the gateway listens where only this machine reaches it."""
         self._app = app

@@ -1,6 +1,7 @@
 """How much a client may send, and how long it may take."""
 
 import asyncio
+import contextlib
 import time
 
 from starlette.exceptions import HTTPException
@@ -13,6 +14,8 @@ from services.kit.errors import InvalidArgument, PayloadTooLarge
 
 _MIN_BYTES_PER_S = 64 * 1024
 """An upload that keeps up this speed is never cut."""
+
+_LINGER_S = 2.0
 
 
 class BodyLimit:
@@ -27,13 +30,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, self._limit(scope["path"]), self._settings.body_timeout_s)
+        body = _Body(receive, send, self._limit(scope["path"]), self._settings.body_timeout_s)
         try:
             body.check_declared(scope)
         except (InvalidArgument, PayloadTooLarge) as error:
-            await error_response(error, context.request_id.get())(scope, receive, send)
+            await error_response(error, context.request_id.get())(scope, receive, body.send)
             return
-        await self._app(scope, body.receive, send)
+        await self._app(scope, body.receive, body.send)
 
     def _limit(self, path: str) -> int:
         if path.startswith("/v1/audio/"):
@@ -46,8 +49,9 @@ class BodyLimit:
 class _Body:
     """One request's body on its way in."""
 
-    def __init__(self, receive: Receive, limit_bytes: int, timeout_s: float) -> None:
+    def __init__(self, receive: Receive, send: Send, limit_bytes: int, timeout_s: float) -> None:
         self._receive = receive
+        self._send = send
         self._limit_bytes = limit_bytes
         self._timeout_s = timeout_s
         self._start_s = time.monotonic()
@@ -78,6 +82,24 @@ class _Body:
         if self._num_bytes > self._limit_bytes:
             raise self._too_large()
         return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; before the last one, hear the client out for a while.
+
+        To hang up on a client that is still sending resets the connection, and the answer is lost on its way.
+        """
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_last and not self._complete:
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while not self._complete:
+                    self._complete = not (await self._receive()).get("more_body", False)
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body is larger than the {self._limit_bytes:,} bytes that are taken here")

@@ -54,7 +54,8 @@ class Observe:
                 if exchange.status is None:
                     await error_response(error, exchange.request_id)(scope, receive, exchange.send)
                 else:
-                    raise  # Half an answer is out: the server must break the connection, so that nobody takes it for whole.
+                    # Half an answer is out: the server breaks the connection, so that nobody takes it for whole.
+                    raise
             finally:
                 exchange.tell()
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gateway.openai import common
-from gateway.openai.chat import ChatRequest, ChoiceLogprobs, logprob_to_openai
+from gateway.openai.chat import ChatRequest
+from gateway.openai.chat_answer import ChoiceLogprobs, logprob_to_openai
 from gateway.openai.common import ResponseModel
 from gateway.openai.frames import DONE, encode_json
 from lares.inference.v1 import inference_pb2 as pb
@@ -82,7 +83,8 @@ class ChatFrames:
     def opening(self) -> bytes:
         """What goes out when the request is admitted: each choice's role."""
         return b"".join(
-            self._chunk(choice, {"role": "assistant", "content": ""}) for choice in range(self._request.num_choices)
+            self._chunk(choice, {"role": "assistant", "content": ""})
+            for choice in range(self._request.num_choices)
         )
 
     def frames(self, generated: pb.GenerateResponse) -> bytes:
@@ -107,7 +109,9 @@ class ChatFrames:
             content = {"reasoning_content": delta.reasoning} | ({"content": delta.text} if delta.text else {})
         logprobs = None
         if delta.logprobs:
-            logprobs = ChoiceLogprobs(content=[logprob_to_openai(item) for item in delta.logprobs]).model_dump()
+            logprobs = ChoiceLogprobs(
+                content=[logprob_to_openai(item) for item in delta.logprobs]
+            ).model_dump()
         return self._chunk(delta.choice, content, logprobs=logprobs)
 
     def _tool_call(self, delta: pb.ToolCallDelta) -> bytes:

@@ -70,7 +70,7 @@ class Deleted(ResponseModel):
 
 
 class Only:
-    """Annotation of a field that OpenAI knows and Lares does not offer, except with these values, which change nothing."""
+    """Annotation of a field that OpenAI knows and Lares offers with these values only, which change nothing."""
 
     def __init__(self, *allowed: object) -> None:
         self._allowed = allowed
@@ -79,23 +79,33 @@ class Only:
         """Accept null and the allowed values."""
         return core_schema.no_info_plain_validator_function(self._check)
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         """The same, for the document."""
         return {"enum": [None, *self._allowed], "description": "Lares supports no other value."}
 
     def _check(self, value: object) -> object:
         if value is None or value in self._allowed:
             return value
-        hint = f"only {' or '.join(json.dumps(item) for item in self._allowed)} is" if self._allowed else "is not"
+        hint = (
+            f"only {' or '.join(json.dumps(item) for item in self._allowed)} is"
+            if self._allowed
+            else "is not"
+        )
         raise PydanticCustomError(UNSUPPORTED, "{hint} supported; leave it out", {"hint": hint})
 
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-Stop = Annotated[StopText | Annotated[list[StopText], Field(max_length=16)], Field(description="Texts to stop before.")]
+Stop = Annotated[
+    StopText | Annotated[list[StopText], Field(fail_fast=True, max_length=16)],
+    Field(description="Texts to stop before."),
+]
 TokenId = Annotated[int, Field(ge=0, le=UINT32_MAX)]
 KeepAlive = Annotated[
-    float | str, Field(description="How long the model stays in memory: seconds, or `5m`, `1h`; negative keeps it.")
+    float | str,
+    Field(description="How long the model stays in memory: seconds, or `5m`, `1h`; negative keeps it."),
 ]
 _KEEP_ALIVE = re.compile(r"(-?\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h)?")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -151,7 +161,9 @@ class GenerationRequest(RequestModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=2, description="Lares extension.")] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=1024), AfterValidator(_check_logit_bias)] | None = None
+    logit_bias: (
+        Annotated[dict[str, float], Field(max_length=1024), AfterValidator(_check_logit_bias)] | None
+    ) = None
     seed: Annotated[int, Field(ge=INT64_MIN, le=UINT64_MAX)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stop: Stop | None = None
@@ -217,7 +229,9 @@ def usage_from_proto(usages: list[pb.Usage]) -> Usage:
         completion_tokens=completion,
         total_tokens=prompt + completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(u.cached_prompt_tokens for u in usages)),
-        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=sum(u.reasoning_tokens for u in usages)),
+        completion_tokens_details=CompletionTokensDetails(
+            reasoning_tokens=sum(u.reasoning_tokens for u in usages)
+        ),
     )
 
 
@@ -229,4 +243,3 @@ def system_fingerprint(started: pb.GenerateStarted) -> str:
 def finite_logprob(value: float) -> float:
     """A log probability that JSON can hold."""
     return value if value > _MIN_LOGPROB else _MIN_LOGPROB
-

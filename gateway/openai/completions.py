@@ -13,12 +13,12 @@ from lares.inference.v1 import inference_pb2 as pb
 _MAX_PROMPTS = 128
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's.
 
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Prompts = (
     str
     | Tokens
-    | Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS)]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_PROMPTS)]
+    | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
+    | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
 )
 
 
@@ -52,11 +52,8 @@ class CompletionRequest(GenerationRequest):
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one, each text or tokens."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
-        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+        prompts: Any = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        return [prompts] if isinstance(prompts[0], int) else prompts
 
 
 def requests_to_proto(request: CompletionRequest) -> list[pb.GenerateRequest]:
@@ -121,7 +118,8 @@ def logprobs_to_openai(logprobs: list[pb.TokenLogprob], *, offset: int) -> Compl
         tokens=[logprob.text for logprob in logprobs],
         token_logprobs=[common.finite_logprob(logprob.logprob) for logprob in logprobs],
         top_logprobs=[
-            {top.text: common.finite_logprob(top.logprob) for top in reversed(logprob.top)} for logprob in logprobs
+            {top.text: common.finite_logprob(top.logprob) for top in reversed(logprob.top)}
+            for logprob in logprobs
         ],
         text_offset=list(accumulate(lengths, initial=offset))[:-1],
     )
@@ -163,7 +161,9 @@ class CompletionCollector:
                 CompletionChoice(
                     index=index,
                     text="".join(text),
-                    logprobs=None if self._request.logprobs is None else logprobs_to_openai(logprobs, offset=0),
+                    logprobs=None
+                    if self._request.logprobs is None
+                    else logprobs_to_openai(logprobs, offset=0),
                     finish_reason=finish,
                 )
                 for index, (text, logprobs, finish) in enumerate(

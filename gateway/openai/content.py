@@ -1,4 +1,4 @@
-"""Parts of a chat message: text, pictures and sound. Pictures come inside the request: nothing is fetched for a client."""
+"""Parts of a chat message: text, pictures and sound, all inside the request: nothing is fetched for a client."""
 
 import base64
 import binascii
@@ -61,7 +61,8 @@ def part_to_proto(part: TextPart | ImagePart | AudioPart, *, field: str) -> pb.C
             found = _DATA_URL.match(part.image_url.url)
             if found is None:
                 raise InvalidArgument.at(
-                    f"{field}.image_url.url", "must be data:image/...;base64,...: Lares fetches nothing from the web"
+                    f"{field}.image_url.url",
+                    "must be data:image/...;base64,...: Lares fetches nothing from the web",
                 )
             data = _decode(part.image_url.url[found.end() :], f"{field}.image_url.url")
             return pb.ContentPart(image=pb.Image(data=data, media_type=found[1].lower()))

@@ -14,12 +14,12 @@ from lares.inference.v1 import inference_pb2 as pb
 _MAX_INPUTS = 2048
 
 Text = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Inputs = (
     Text
     | Tokens
-    | Annotated[list[Text], Field(min_length=1, max_length=_MAX_INPUTS)]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_INPUTS)]
+    | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=_MAX_INPUTS)]
+    | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MAX_INPUTS)]
 )
 
 
@@ -80,7 +80,9 @@ def response_from_proto(response: pb.EmbedResponse, request: EmbeddingRequest) -
     """The vectors as the request wants them."""
     encode = _to_base64 if request.encoding_format == "base64" else _to_list
     return EmbeddingList(
-        data=[EmbeddingItem(index=i, embedding=encode(vector)) for i, vector in enumerate(response.embeddings)],
+        data=[
+            EmbeddingItem(index=i, embedding=encode(vector)) for i, vector in enumerate(response.embeddings)
+        ],
         model=request.model,
         usage=EmbeddingUsage(
             prompt_tokens=response.usage.prompt_tokens, total_tokens=response.usage.prompt_tokens

@@ -69,7 +69,7 @@ def configure_logging(level: str = "info", log_format: str = "console") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "urllib3", "asyncio", "alembic.runtime.plugins"):
+    for chatty in ("httpx2", "httpcore2", "urllib3", "asyncio", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
 
 

@@ -4,11 +4,8 @@ import asyncio
 import os
 import signal
 import sqlite3
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +21,6 @@ from services.registry.core.models import File, Format, Model, ModelFilter, Mode
 from services.registry.core.watch import Wakeup, Watcher
 from tests.contract.postgres import PostgresServer
 
-MEMORY_DISK = Path("/dev/shm")
 NUM_KILLS = 5
 NUM_WRITERS = 8
 NUM_WRITES = 50
@@ -36,7 +32,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     if request.param == "sqlite":
         return database_url("", tmp_path / "registry.db")
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create_database()
+    return server.create_schema()
 
 
 @pytest.fixture
@@ -99,21 +95,9 @@ async def test_eight_writers_at_once_lose_nothing(replicas: list[SqlStore]) -> N
     await write_at_once([Catalog(store, Wakeup()) for store in replicas])
 
 
-@pytest.mark.skipif(not MEMORY_DISK.is_dir(), reason="only Linux has a disk in memory")
-async def test_eight_writers_at_once_wait_little_for_each_other() -> None:
-    # Not on the machine's disk: its fsync may take 50 ms while others build, and that is not what is tested.
-    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-        store = SqlStore(database_url("", Path(folder) / "registry.db"))
-        await store.open()
-        seconds = await write_at_once([Catalog(store, Wakeup())])
-        await store.close()
-    assert statistics.quantiles(seconds, n=100)[98] < 0.25
-
-
-async def write_at_once(catalogs: list[Catalog]) -> list[float]:
-    """Let the writers record versions, check that all are there; returns how long each write took."""
+async def write_at_once(catalogs: list[Catalog]) -> None:
+    """Let the writers record versions, and check that all are there."""
     await catalogs[0].create_model(MODEL)
-    seconds: list[float] = []
 
     async def write(writer: int) -> None:
         catalog = catalogs[writer % len(catalogs)]
@@ -122,16 +106,13 @@ async def write_at_once(catalogs: list[Catalog]) -> list[float]:
             version = Version(
                 "m", f"v{writer}-{number}", VersionKind.WEIGHTS, format=Format.ONNX, files=(file,)
             )
-            started = time.perf_counter()
             await catalog.create_version(version)
-            seconds.append(time.perf_counter() - started)
 
     await asyncio.gather(*(write(writer) for writer in range(NUM_WRITERS)))
 
     model = await catalogs[0].get_model("m")
     assert model.size_bytes == NUM_WRITERS * NUM_WRITES
     assert model.etag == str(NUM_WRITERS * NUM_WRITES + 1)
-    return seconds
 
 
 async def test_no_update_under_an_etag_is_lost(replicas: list[SqlStore]) -> None:
@@ -154,7 +135,7 @@ async def test_no_update_under_an_etag_is_lost(replicas: list[SqlStore]) -> None
 
 
 async def test_a_watcher_sees_what_another_replica_wrote(postgres: PostgresServer) -> None:
-    url = postgres.create_database()
+    url = postgres.create_schema()
     here, there = SqlStore(url), SqlStore(url)
     await here.open()
     await there.open()
@@ -168,7 +149,7 @@ async def test_a_watcher_sees_what_another_replica_wrote(postgres: PostgresServe
 
 
 async def test_a_restart_of_postgresql_is_unavailable_and_then_forgotten(postgres: PostgresServer) -> None:
-    store = SqlStore(postgres.create_database())
+    store = SqlStore(postgres.create_schema())
     await store.open()
     catalog = Catalog(store, Wakeup())
     await catalog.create_model(MODEL)

@@ -165,7 +165,7 @@ def lessons(package_files: Callable[[str], Path], tmp_path_factory: pytest.TempP
     """English questions and answers as a chat dataset, a few words each."""
     corpus = package_files("chatterbot-corpus==1.3.3") / "chatterbot_corpus/data/english"
     examples = []
-    for topic in ("science", "food", "sports"):
+    for topic in ("science", "food", "sports", "ai", "history", "literature", "movies", "computers"):
         for turns in yaml.safe_load((corpus / f"{topic}.yml").read_text())["conversations"]:
             question, *answers = (str(turn) for turn in turns)
             examples += [

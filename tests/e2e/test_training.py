@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import openai
 
@@ -76,7 +77,8 @@ async def test_lora_job_over_grpc_streams_its_progress(house: House, lessons: Pa
     steps = [event.progress for event in events if event.WhichOneof("detail") == "progress"]
     assert steps[-1].step == STEPS
     assert steps[-1].tokens_per_second > 0
-    assert steps[-1].loss < steps[0].loss
+    # One step's loss is mostly its examples; the means over the job's ends tell what was learned.
+    assert fmean(at.loss for at in steps[-5:]) < fmean(at.loss for at in steps[:5])
     assert any(event.WhichOneof("detail") == "checkpoint" for event in events)
     assert (
         house.json("chat", "What is chemistry?", "--model", job.served_name, "--max-tokens", "8")["version"]

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.downloader.core.ids import as_id
@@ -24,7 +24,11 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One short name. sources: in the order in which their parts are joined."""
+    """One short name. sources: in the order in which their parts are joined.
+
+    generation: what its publisher says about sampling, in the words of generation_config.json, for a package
+    that lacks that file.
+    """
 
     model_id: str
     sources: tuple[ModelRef, ...]
@@ -35,6 +39,7 @@ class CatalogEntry:
     download_bytes: int
     languages: tuple[str, ...]
     layout: Layout
+    generation: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ def _entry(model_id: str, table: dict[str, Any]) -> CatalogEntry:
         download_bytes=table["download_bytes"],
         languages=tuple(table.get("languages", [])),
         layout=Layout(folder=table.get("folder", "")),
+        generation=table.get("generation", {}),
     )
 
 

@@ -7,13 +7,14 @@ stored, and the registry hears of a version only when all of it is.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from services.downloader.core.blobs import Blobs
-from services.downloader.core.catalog import Plan
+from services.downloader.core.catalog import CatalogEntry, Plan
 from services.downloader.core.download import Download, DownloadPhase
 from services.downloader.core.models import (
     Facts,
@@ -38,6 +39,7 @@ from services.kit.names import ModelRef, version_name
 T = TypeVar("T")
 
 _MANIFEST_CHARS: Final = 16
+_GENERATION_CONFIG: Final = "generation_config.json"
 # The registry may be a few seconds behind us when all services start together.
 _REGISTRY_ATTEMPTS: Final = 8
 _MAX_WAIT_S: Final = 5.0
@@ -81,8 +83,11 @@ class Puller:
         report.enter(DownloadPhase.FETCHING)
         fetched = await _fetch(source, resolved, ingest, report)
         report.enter(DownloadPhase.UNPACKING)
-        locals_ = await source.unpack(request, fetched, await asyncio.to_thread(_empty_folder, ingest))
+        folder = await asyncio.to_thread(_empty_folder, ingest)
+        locals_ = list(await source.unpack(request, fetched, folder))
         facts = await self.inspector.inspect({file.path: file.local for file in locals_})
+        if plan.entry is not None and plan.entry.generation:
+            locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
         report.enter(DownloadPhase.VERIFYING)
         files = [await self._store(file) for file in locals_]
         report.enter(DownloadPhase.COMMITTING)
@@ -177,6 +182,15 @@ async def _fetch(source: Source, resolved: Resolved, ingest: Path, report: Repor
         await source.fetch(file, target, arrived)
         fetched[file.path] = target
     return fetched
+
+
+def _recommendation(entry: CatalogEntry, files: Sequence[LocalFile], folder: Path) -> list[LocalFile]:
+    """A generation_config.json with what the catalogue knows, unless the package brought its own."""
+    if any(file.path == _GENERATION_CONFIG for file in files):
+        return []
+    made = folder / f"catalogue-{_GENERATION_CONFIG}"
+    made.write_text(json.dumps(entry.generation, sort_keys=True) + "\n", "utf-8")
+    return [LocalFile(_GENERATION_CONFIG, made)]
 
 
 def _empty_folder(ingest: Path) -> Path:

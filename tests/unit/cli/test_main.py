@@ -9,7 +9,10 @@ from cli.main import globals_first
         (["up", "--home", "/x"], ["--home", "/x", "up"]),
         (["list", "--json", "--grpc=h:1"], ["--grpc=h:1", "list", "--json"]),
         (["--http", "h:1", "chat", "hi"], ["--http", "h:1", "chat", "hi"]),
-        (["chat", "--", "--home", "is where the heart is"], ["chat", "--", "--home", "is where the heart is"]),
+        (
+            ["chat", "--", "--home", "is where the heart is"],
+            ["chat", "--", "--home", "is where the heart is"],
+        ),
         (["up", "--home"], ["--home", "up"]),
         (["chat", "--homely"], ["chat", "--homely"]),
     ],

@@ -1,0 +1,76 @@
+"""POST /v1/completions."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.body import read_json
+from gateway.endpoint import Endpoint, Gateway, json_response, until_disconnect
+from gateway.openai.completions import (
+    Completion,
+    CompletionCollector,
+    CompletionFrames,
+    CompletionRequest,
+    requests_to_proto,
+)
+from gateway.sse import ServerSentEvents
+from gateway.upstream import EventStream, merged
+from lares.inference.v1 import inference_pb2 as pb
+
+Streams = list[EventStream[pb.GenerateResponse]]
+
+
+async def create_completion(gateway: Gateway, request: Request) -> Response:
+    """Continue each prompt, all of them at once."""
+    wanted = await read_json(request, CompletionRequest)
+    messages = requests_to_proto(wanted)
+    if wanted.stream:
+        streams = await until_disconnect(request.receive, _start(gateway, messages))
+        return ServerSentEvents(_frames(wanted, streams))
+    return json_response(await until_disconnect(request.receive, _complete(gateway, wanted, messages)))
+
+
+async def _start(gateway: Gateway, messages: list[pb.GenerateRequest]) -> Streams:
+    timeout_s = gateway.settings.generation_timeout_s
+    calls = [gateway.upstream.inference.Generate(message, timeout=timeout_s) for message in messages]
+    try:
+        return list(await asyncio.gather(*(EventStream.open(call) for call in calls)))
+    except BaseException:
+        for call in calls:
+            call.cancel()
+        raise
+
+
+async def _frames(wanted: CompletionRequest, streams: Streams) -> AsyncGenerator[bytes, None]:
+    frames = CompletionFrames(wanted, [stream.first.started for stream in streams])
+    async with aclosing(merged(streams)) as events:
+        async for prompt, event in events:
+            if frame := frames.frames(prompt, event):
+                yield frame
+
+
+async def _complete(
+    gateway: Gateway, wanted: CompletionRequest, messages: list[pb.GenerateRequest]
+) -> Completion:
+    streams = await _start(gateway, messages)
+    collector = CompletionCollector(wanted, [stream.first.started for stream in streams])
+    async with aclosing(merged(streams)) as events:
+        async for prompt, event in events:
+            collector.add(prompt, event)
+    return collector.completion()
+
+
+ENDPOINTS = [
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        create_completion,
+        "Continue a text",
+        request=CompletionRequest,
+        response=Completion,
+        stream=Completion,
+    )
+]

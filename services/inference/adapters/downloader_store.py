@@ -1,0 +1,64 @@
+"""The store of bytes, through the Downloader: leases on folders, and blobs that go in."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from lares.downloader.v1 import downloader_pb2 as pb
+from lares.downloader.v1 import downloader_pb2_grpc as rpc
+from lares.registry.v1 import registry_pb2
+from services.kit.channels import translate_errors
+from services.kit.errors import LaresError, Unavailable
+
+_CHUNK_BYTES: Final = 1024 * 1024
+
+# A lease is held while a model is read into memory, no longer; it outlives the slowest disk.
+_TTL: Final = Duration(seconds=3600)
+
+
+class DownloaderStore:
+    """Over the Downloader's stub."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = rpc.DownloaderServiceStub(channel)
+
+    @contextlib.asynccontextmanager
+    async def lease(self, version: str, artifact_id: str = "") -> AsyncIterator[Path]:
+        """A folder with a version's files, or an artifact's, that stays while the block runs."""
+        request = pb.CreateLeaseRequest(
+            version=version,
+            artifact_id=artifact_id,
+            holder=f"inference@{socket.gethostname()}:{os.getpid()}"[:128],
+            ttl=_TTL,
+        )
+        with translate_errors():
+            lease = (await self._stub.CreateLease(request)).lease
+        try:
+            yield Path(lease.path)
+        finally:
+            # It ends by itself if this fails.
+            with contextlib.suppress(LaresError), translate_errors():
+                await self._stub.DeleteLease(pb.DeleteLeaseRequest(name=lease.name))
+
+    async def write(self, path: str, file: Path) -> registry_pb2.File:
+        """Put a file into the store. path: what it is called in its version. Raises DiskFull, Unavailable."""
+        size_bytes = (await asyncio.to_thread(file.stat)).st_size
+        with translate_errors():
+            written = await self._stub.WriteBlob(_parts(file, size_bytes))
+        if written.size_bytes != size_bytes:
+            raise Unavailable(f"{path} changed while it was stored; try again")
+        return registry_pb2.File(path=path, size_bytes=written.size_bytes, digest=written.digest)
+
+
+async def _parts(file: Path, size_bytes: int) -> AsyncIterator[pb.WriteBlobRequest]:
+    yield pb.WriteBlobRequest(header=pb.BlobHeader(size_bytes=size_bytes))
+    with await asyncio.to_thread(file.open, "rb") as opened:
+        while chunk := await asyncio.to_thread(opened.read, _CHUNK_BYTES):
+            yield pb.WriteBlobRequest(chunk=chunk)

@@ -1,0 +1,105 @@
+"""The worker of a language model:
+
+`main` runs in a child process of its own and holds the model, its loop and its adapters.
+"""
+
+from pathlib import Path
+
+from services.inference.adapters.beside import Beside
+from services.inference.adapters.messages import (
+    DropAdapter,
+    EngineInit,
+    EngineRequest,
+    Generate,
+    LoadAdapter,
+    Loaded,
+    LoadProgress,
+    Step,
+)
+from services.inference.core.loop import LoopRequest, StepLoop
+from services.kit.errors import LaresError
+from services.kit.worker_port import Incoming, WorkerPort
+
+
+def main(init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
+    """Load, say so, and step until told to stop."""
+    EngineWorker(init, port).run()
+
+
+class EngineWorker:
+    """Ties the loop to the pipes: what comes in between two steps, and one message out for each."""
+
+    def __init__(self, init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
+        port.progress(LoadProgress(0.05))
+        # Imported here, so that the first sign of life comes before some seconds of imports.
+        from services.inference.adapters import checkpoint
+
+        checkpoint.quiet_libraries()
+        checkpoint.use_all_cores()
+        port.progress(LoadProgress(0.4))
+        from services.inference.adapters.prompt_renderer import PromptRenderer
+        from services.inference.adapters.torch_engine import TorchEngine
+        from services.inference.adapters.vocabulary import TokenizerVocabulary
+
+        folder = Path(init.folder)
+        placement = checkpoint.place(folder, init.device)
+        with Beside(lambda: checkpoint.load_tokenizer(folder)) as tokenizer_load:
+            model = checkpoint.load_causal_model(folder, placement)
+        tokenizer = tokenizer_load.result()
+        port.progress(LoadProgress(0.9))
+        self._port = port
+        self._engine = TorchEngine(model, checkpoint.facts_of(model, tokenizer, folder, placement))
+        self._renderer = PromptRenderer(tokenizer)
+        self._vocabulary = TokenizerVocabulary(tokenizer)
+        self._loop = StepLoop(
+            self._engine,
+            self._vocabulary,
+            max_sequences=init.max_sequences,
+            defaults=checkpoint.sampling_defaults(folder),
+        )
+
+    def run(self) -> None:
+        """Serve until the parent says stop."""
+        facts = self._engine.facts
+        self._port.ready(Loaded(facts.device, facts.dtype, facts.context_length))
+        while not self._port.closed:
+            for incoming in self._port.receive(timeout_s=0 if self._loop.has_work else None):
+                self._take(incoming)
+            if self._loop.has_work:
+                report = self._loop.step()
+                self._port.post(
+                    events=[(call_id, Step(update)) for call_id, update in report.updates],
+                    finished=report.finished,
+                )
+
+    def _take(self, incoming: Incoming[EngineRequest]) -> None:
+        call_id = incoming.call_id
+        try:
+            match incoming.message:
+                case Generate() as request:
+                    self._loop.add(self._loop_request(call_id, request))
+                case LoadAdapter(name, folder):
+                    self._engine.load_adapter(name, Path(folder))
+                    self._port.finish(call_id)
+                case DropAdapter(name):
+                    self._engine.drop_adapter(name)
+                    self._port.finish(call_id)
+                case None if incoming.kind == "cancel":
+                    self._loop.cancel(call_id)
+        except LaresError as error:
+            self._port.fail(call_id, error)
+
+    def _loop_request(self, call_id: int, request: Generate) -> LoopRequest:
+        prompt = self._renderer.tokens(request.prompt)
+        return LoopRequest(
+            request_id=call_id,
+            prompt=prompt,
+            seed=request.seed,
+            sampling=request.sampling,
+            stop=request.stop,
+            output=request.output,
+            adapter=request.adapter or None,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            echo=request.prompt.text or "" if request.output.echo else "",
+        )

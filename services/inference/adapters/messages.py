@@ -1,0 +1,108 @@
+"""What crosses between the service and its workers."""
+
+import msgspec
+
+from services.inference.core.events import Update
+from services.inference.core.prompts import Prompt
+from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
+
+
+class LoadProgress(msgspec.Struct, frozen=True):
+    """Share of loading done, 0 to 1."""
+
+    share: float
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What was loaded. context_length in tokens."""
+
+    device: str
+    dtype: str
+    context_length: int
+
+
+class EngineInit(msgspec.Struct, frozen=True):
+    """folder: safetensors, config and tokenizer. device: `auto`, `cpu` or `cuda`. max_sequences: slots."""
+
+    folder: str
+    device: str
+    max_sequences: int
+
+
+class Generate(msgspec.Struct, frozen=True, tag="generate"):
+    """Begins a generation. adapter: one that was loaded, or empty for the base."""
+
+    prompt: Prompt
+    sampling: SamplingParameters
+    stop: StopConditions
+    output: OutputOptions
+    seed: int
+    adapter: str = ""
+    cache_salt: str = ""
+    priority: int = 0
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Brings a LoRA adapter into memory; the call finishes when it is there."""
+
+    name: str
+    folder: str
+
+
+class DropAdapter(msgspec.Struct, frozen=True, tag="drop_adapter"):
+    """Takes an adapter out of memory; the call finishes when it is gone."""
+
+    name: str
+
+
+EngineRequest = Generate | LoadAdapter | DropAdapter
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What one step said about one generation."""
+
+    update: Update
+
+
+class EmbedderInit(msgspec.Struct, frozen=True):
+    """folder: safetensors, config and tokenizer. device: `auto`, `cpu` or `cuda`."""
+
+    folder: str
+    device: str
+
+
+class EmbedInput(msgspec.Struct, frozen=True):
+    """Text, or tokens of the model's vocabulary."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+
+
+class Embed(msgspec.Struct, frozen=True):
+    """Texts to turn into vectors. dimensions: keep so many leading ones; 0 keeps all."""
+
+    inputs: tuple[EmbedInput, ...]
+    dimensions: int = 0
+    truncate: bool = False
+
+
+class Embedded(msgspec.Struct, frozen=True):
+    """The vectors, in order: float32 in native byte order, `dimensions` a vector."""
+
+    vectors: bytes
+    dimensions: int
+    num_tokens: int
+
+
+class ConvertInit(msgspec.Struct, frozen=True):
+    """source: folder with one GGUF file. target: empty folder for what is made of it."""
+
+    source: str
+    target: str
+
+
+class Converted(msgspec.Struct, frozen=True):
+    """producer: what made it, for the record. paths: of the files made, in the target folder."""
+
+    producer: str
+    paths: tuple[str, ...]

@@ -1,0 +1,197 @@
+"""Workers as the core sees them: processes of the kit's harness with a model in each."""
+
+import array
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final
+
+import psutil
+
+from services.inference.adapters.converter import Converter
+from services.inference.adapters.downloader_store import DownloaderStore
+from services.inference.adapters.messages import (
+    DropAdapter,
+    Embed,
+    Embedded,
+    EmbedderInit,
+    EmbedInput,
+    EngineInit,
+    EngineRequest,
+    Generate,
+    LoadAdapter,
+    Loaded,
+    LoadProgress,
+    Step,
+)
+from services.inference.core.events import Update
+from services.inference.core.models import Format, ModelKind, ModelVersion, ResolvedModel, WorkerFacts
+from services.inference.core.ports import Embeddings, EmbedItem, ModelWorker, WorkerRequest
+from services.kit.errors import UnsupportedFormat, WorkerLost
+from services.kit.worker import Worker, WorkerSpec
+
+# A worker without a model: the interpreter, torch, transformers.
+_BASE_BYTES: Final = 400 * 1024**2
+_BYTES_PER_PARAMETER: Final = 2
+# Of GGUF weights in four bits, when the record does not say how many parameters there are.
+_GGUF_GROWTH: Final = 4
+
+# A conversion takes the first part of a load's progress, where one is needed.
+_CONVERSION_SHARE: Final = 0.7
+
+# Passive: on a busy machine, threads that spin at every barrier make a step ten times slower.
+_ENV: Final = {"TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+class ProcessWorkerFactory:
+    """Implements the core's WorkerFactory. device: `auto`, `cpu` or `cuda`."""
+
+    def __init__(
+        self,
+        converter: Converter,
+        store: DownloaderStore,
+        *,
+        device: str,
+        max_sequences: int,
+        load_timeout_s: float,
+    ) -> None:
+        self._converter = converter
+        self._store = store
+        self._device = device
+        self._max_sequences = max_sequences
+        self._load_timeout_s = load_timeout_s
+
+    def estimate_bytes(self, model: ResolvedModel) -> int:
+        """Weights as they will lie in memory, and the process around them."""
+        if model.version.format is not Format.GGUF:
+            return _BASE_BYTES + model.version.size_bytes
+        if model.num_parameters:
+            return _BASE_BYTES + model.num_parameters * _BYTES_PER_PARAMETER
+        return _BASE_BYTES + model.version.size_bytes * _GGUF_GROWTH
+
+    async def start(self, model: ResolvedModel, on_progress: Callable[[float], None]) -> ModelWorker:
+        """Convert if need be, then load in a new process.
+
+        The lease is given back once the weights are in memory.
+        """
+        loaded_from = 0.0
+
+        def converting(share: float) -> None:
+            nonlocal loaded_from
+            loaded_from = _CONVERSION_SHARE
+            on_progress(share * _CONVERSION_SHARE)
+
+        def loading(progress: LoadProgress) -> None:
+            on_progress(loaded_from + progress.share * (1.0 - loaded_from))
+
+        async with self._converter.folder(model.version, converting) as folder:
+            worker = await Worker.start(self._spec(model, str(folder)), on_progress=loading)
+        return ProcessModelWorker(worker, self._store)
+
+    def _spec(self, model: ResolvedModel, folder: str) -> WorkerSpec[Any, Any]:
+        if model.kind is ModelKind.EMBEDDING:
+            target, events = "services.inference.adapters.embedding_worker:main", Embedded
+            init: EmbedderInit | EngineInit = EmbedderInit(folder, self._device)
+        else:
+            target, events = "services.inference.adapters.engine_worker:main", Step  # type: ignore[assignment]
+            init = EngineInit(folder, self._device, self._max_sequences)
+        return WorkerSpec(
+            name=model.name,
+            target=target,
+            init=init,
+            events=events,
+            ready=Loaded,
+            progress=LoadProgress,
+            env=_ENV,
+            ready_timeout_s=self._load_timeout_s,
+        )
+
+
+class ProcessModelWorker:
+    """Implements the core's ModelWorker over a live process."""
+
+    def __init__(self, worker: Worker[Any, Any], store: DownloaderStore) -> None:
+        self._worker = worker
+        self._store = store
+        self._process = _process(worker.pid)
+        loaded = worker.ready_info
+        assert isinstance(loaded, Loaded)
+        self.facts = WorkerFacts(loaded.device, loaded.dtype, loaded.context_length)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._worker.pid
+
+    def memory_bytes(self) -> int:
+        """Its resident set now; 0 if it is gone."""
+        try:
+            return int(self._process.memory_info().rss) if self._process is not None else 0
+        except psutil.Error:
+            return 0
+
+    @contextlib.asynccontextmanager
+    async def generate(self, request: WorkerRequest) -> AsyncIterator[AsyncIterator[Update]]:
+        """Updates, one a step."""
+        message = Generate(
+            prompt=request.prompt,
+            sampling=request.sampling,
+            stop=request.stop,
+            output=request.output,
+            seed=request.seed,
+            adapter=request.adapter,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+        )
+        async with self._worker.call(message) as call:
+            yield _updates(call)
+
+    async def embed(self, inputs: Sequence[EmbedItem], *, dimensions: int, truncate: bool) -> Embeddings:
+        """Vectors."""
+        message = Embed(tuple(EmbedInput(item.text, item.token_ids) for item in inputs), dimensions, truncate)
+        async with self._worker.call(message) as call:
+            async for embedded in call:
+                return _embeddings(embedded)
+        raise WorkerLost("the worker ended without an answer")
+
+    async def load_adapter(self, adapter: ModelVersion) -> None:
+        """Have the worker read the adapter's folder, which is leased meanwhile."""
+        if adapter.format is not Format.PEFT:
+            raise UnsupportedFormat(f"{adapter.name} is not in peft's format, the only one for adapters")
+        async with self._store.lease(adapter.name) as folder:
+            await self._ask(LoadAdapter(adapter.key, str(folder)))
+
+    async def drop_adapter(self, key: str) -> None:
+        """Have the worker forget it."""
+        await self._ask(DropAdapter(key))
+
+    async def wait_dead(self) -> str:
+        """Wait for its end and tell the cause."""
+        return (await self._worker.wait_dead()).message
+
+    async def stop(self) -> None:
+        """End it."""
+        await self._worker.stop()
+
+    async def _ask(self, message: EngineRequest) -> None:
+        async with self._worker.call(message) as call:
+            async for _ in call:
+                pass
+
+
+async def _updates(call: AsyncIterator[Step]) -> AsyncIterator[Update]:
+    async for step in call:
+        yield step.update
+
+
+def _embeddings(embedded: Embedded) -> Embeddings:
+    values = array.array("f", embedded.vectors)
+    size = embedded.dimensions
+    vectors = [values[start : start + size] for start in range(0, len(values), size)]
+    return Embeddings(vectors, embedded.num_tokens)
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.Error:
+        return None

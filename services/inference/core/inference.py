@@ -1,0 +1,180 @@
+"""What Inference does for a caller: generate and embed, with whatever must be loaded loaded first."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from services.inference.core.events import Delta, Ended
+from services.inference.core.models import LoadedModel, ModelKind, ResolvedModel
+from services.inference.core.pool import ModelPool
+from services.inference.core.ports import Catalog, Embeddings, EmbedItem, WorkerRequest
+from services.inference.core.prompts import Prompt
+from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
+from services.kit.errors import InvalidArgument, UnsupportedParameter, WrongModelKind
+
+MAX_EMBED_INPUTS: Final = 2048
+MAX_CACHE_SALT_CHARS: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a caller asks for.
+
+    keep_alive_s: None leaves it to the settings, negative keeps the model, 0 unloads it.
+    """
+
+    model: str
+    prompt: Prompt
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    stop: StopConditions = field(default_factory=StopConditions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    keep_alive_s: float | None = None
+    cache_salt: str = ""
+    priority: int = 0
+
+    def check(self) -> None:
+        """Raise InvalidArgument for what no model could do, before anything is loaded for it."""
+        self.prompt.check()
+        self.sampling.check()
+        self.stop.check()
+        self.output.check()
+        if len(self.cache_salt) > MAX_CACHE_SALT_CHARS:
+            raise InvalidArgument.at("cache_salt", f"must be at most {MAX_CACHE_SALT_CHARS} characters")
+        if self.output.echo and self.prompt.text is None:
+            raise UnsupportedParameter.at("output.echo", "is for prompts of text")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStarted:
+    """The first event. version and adapter are resource names; adapter is empty for the base."""
+
+    generation_id: str
+    version: str
+    adapter: str
+    num_prompt_tokens: int
+    create_time: datetime
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationEnded:
+    """The last event."""
+
+    ended: Ended
+    load_ms: float
+
+
+GenerationEvent = GenerationStarted | Delta | GenerationEnded
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts to turn into vectors. dimensions: None keeps all."""
+
+    model: str
+    inputs: Sequence[EmbedItem]
+    dimensions: int | None = None
+    truncate: bool = False
+    keep_alive_s: float | None = None
+
+    def check(self) -> None:
+        """Raise InvalidArgument for what no model could do."""
+        if not 1 <= len(self.inputs) <= MAX_EMBED_INPUTS:
+            raise InvalidArgument.at("inputs", f"must hold 1 to {MAX_EMBED_INPUTS} texts")
+        for index, item in enumerate(self.inputs):
+            if not item.text.strip() and not item.token_ids:
+                raise InvalidArgument.at(f"inputs[{index}]", "must not be empty")
+        if self.dimensions == 0:
+            raise InvalidArgument.at("dimensions", "must be at least 1")
+
+
+class Inference:
+    """Catalogue and pool together."""
+
+    def __init__(self, catalog: Catalog, pool: ModelPool) -> None:
+        self._catalog = catalog
+        self._pool = pool
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """Started, deltas, ended. Closing the generator early frees the slot."""
+        request.check()
+        model = await self._resolve(request.model, ModelKind.TEXT_GENERATION)
+        # 63 bits: a seed must survive clients whose integers have a sign.
+        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        began_s, create_time = time.monotonic(), datetime.now(UTC)
+        was_loaded = self._pool.is_ready(model.version.name)
+        async with self._pool.use(model, request.keep_alive_s) as entry:
+            load_ms = 0.0 if was_loaded else (time.monotonic() - began_s) * 1e3
+            work = WorkerRequest(
+                prompt=request.prompt,
+                sampling=request.sampling,
+                stop=request.stop,
+                output=request.output,
+                seed=seed,
+                adapter=model.adapter.key if model.adapter else "",
+                cache_salt=request.cache_salt,
+                priority=request.priority,
+            )
+            async with entry.waiting() as admitted, entry.ready_worker.generate(work) as updates:
+                async for update in updates:
+                    if update.started is not None:
+                        admitted()
+                        yield GenerationStarted(
+                            generation_id=f"gen-{secrets.token_hex(12)}",
+                            version=model.version.name,
+                            adapter=model.adapter.name if model.adapter else "",
+                            num_prompt_tokens=update.started.num_prompt_tokens,
+                            create_time=create_time,
+                            seed=update.started.seed,
+                        )
+                    for delta in update.deltas:
+                        yield delta
+                    if update.ended is not None:
+                        yield GenerationEnded(update.ended, load_ms)
+
+    async def embed(self, request: EmbedRequest) -> tuple[Embeddings, str]:
+        """Vectors, and the version that made them."""
+        request.check()
+        model = await self._resolve(request.model, ModelKind.EMBEDDING)
+        async with self._pool.use(model, request.keep_alive_s) as entry:
+            embeddings = await entry.ready_worker.embed(
+                request.inputs, dimensions=request.dimensions or 0, truncate=request.truncate
+            )
+        return embeddings, model.version.name
+
+    async def load(self, name: str, keep_alive_s: float | None) -> LoadedModel:
+        """Begin to bring a model into memory."""
+        model = await self._catalog.resolve(name)
+        if model.kind is ModelKind.OTHER:
+            raise WrongModelKind(f"{name} is no model for text: another service runs it")
+        return await self._pool.load(model, keep_alive_s)
+
+    async def find(self, name: str) -> LoadedModel:
+        """A model in memory by any of its names. Raises ModelNotFound."""
+        return self._pool.find(await self._version_of(name)).snapshot()
+
+    async def unload(self, name: str, *, force: bool) -> None:
+        """Take a model out of memory. Raises ModelNotFound."""
+        await self._pool.unload(await self._version_of(name), force=force)
+
+    async def _version_of(self, name: str) -> str:
+        """What is in memory is known without asking: a model may have been deleted since it was loaded."""
+        for loaded in self._pool.loaded_models():
+            if loaded.name == name:
+                return loaded.version
+        return (await self._catalog.resolve(name)).version.name
+
+    async def _resolve(self, name: str, kind: ModelKind) -> ResolvedModel:
+        if not name:
+            raise InvalidArgument.at("model", "is required")
+        model = await self._catalog.resolve(name)
+        if model.kind is not kind:
+            able = await self._catalog.names_of_kind(kind)
+            offer = f"these can: {', '.join(able)}" if able else f"no model for {kind} is here; pull one"
+            raise WrongModelKind(
+                f"{name} is a model for {model.kind}, not for {kind}; {offer}", metadata={"model": name}
+            )
+        return model

@@ -1,0 +1,50 @@
+"""What Inference can be told."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from services.kit.settings import ServiceSettings
+
+
+class InferenceSettings(ServiceSettings):
+    """Environment `LARES_INFERENCE_*`, table `[inference]`."""
+
+    section: ClassVar[str] = "inference"
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where models compute: auto takes a graphics card if the model fits it."
+    )
+    max_models: int = Field(
+        default=3,
+        ge=1,
+        le=64,
+        description="The most models in memory; the least recently used idle one makes room.",
+    )
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="The most memory that all models may take, in bytes; 0 is 85% of what is usable.",
+    )
+    max_sequences: int = Field(
+        default=8, ge=1, le=256, description="Answers that one model works on at once; the others wait."
+    )
+    max_waiting: int = Field(
+        default=256,
+        ge=0,
+        le=100_000,
+        description="Requests that may wait for one model; more are turned away.",
+    )
+    max_adapters: int = Field(
+        default=8, ge=1, le=256, description="LoRA adapters in memory beside one base model."
+    )
+    keep_alive_s: float = Field(
+        default=300.0,
+        description="Seconds that an unused model stays in memory: 0 not at all, negative for ever.",
+    )
+    load_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=86_400,
+        description="Seconds after which a model that is still loading is given up.",
+    )

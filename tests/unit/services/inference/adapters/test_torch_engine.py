@@ -1,0 +1,102 @@
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from services.inference.core.engine import EngineSequence
+from services.inference.core.sampling import Sampling
+from services.kit.errors import UnsupportedFormat
+from tests.contract.test_engine import run, sequence
+from tests.contract.tiny_llama import EOS, tiny_engine, tiny_llama
+
+# peft still asks transformers by the old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def test_greedy_text_equals_generate_in_mixed_batches():
+    rng, model = random.Random(11), tiny_llama()
+    prompts = [tuple(rng.randrange(256) for _ in range(rng.randrange(1, 80))) for _ in range(56)]
+    generator: Any = model
+    expected = []
+    for prompt in prompts:
+        generated = generator.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=24,
+            do_sample=False,
+        )
+        expected.append(generated[0, len(prompt) :].tolist())
+    engine, outputs = tiny_engine(model), {}
+    waiting = [sequence(index, prompt) for index, prompt in enumerate(prompts)]
+    live: list[EngineSequence] = []
+    while waiting or live:
+        for each, picked in zip(live, engine.decode(live) if live else [], strict=True):
+            each.output.append(picked.token_id)
+        new = [waiting.pop() for _ in range(min(len(waiting), rng.randrange(4), 8 - len(live)))]
+        for each, picked in zip(new, engine.prefill(new) if new else [], strict=True):
+            each.output.append(picked.token_id)
+        live += new
+        for each in [each for each in live if len(each.output) == 24 or each.output[-1] == EOS]:
+            outputs[each.sequence_id] = each.output
+            live.remove(each)
+            engine.release(each)
+    assert [outputs[index] for index in range(len(prompts))] == expected
+
+
+def test_log_probabilities_are_those_of_the_model():
+    model = tiny_llama()
+    asking = sequence(1, (1, 2, 3))
+    asking.num_logprobs = 5
+    (picked,) = tiny_engine(model).prefill([asking])
+    with torch.inference_mode():
+        expected = model(torch.tensor([[1, 2, 3]])).logits[0, -1].log_softmax(-1).topk(5)
+    assert [token for token, _ in picked.top] == expected.indices.tolist()
+    assert [logprob for _, logprob in picked.top] == pytest.approx(expected.values.tolist(), abs=1e-5)
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[Path]:
+    """Two random LoRA adapters for the tiny model."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        model = tiny_llama()  # It sets a seed of its own.
+        torch.manual_seed(100 + seed)
+        get_peft_model(model, config).save_pretrained(str(folder))
+    return folders
+
+
+def test_base_and_adapters_answer_in_one_batch_and_the_base_is_unchanged(adapters: list[Path]):
+    hot = [Sampling(seed=seed, temperature=0.8) for seed in range(4)]
+    before = run(tiny_engine(), [sequence(i, (7, 8, 9), hot[i]) for i in range(4)], 16)
+    engine = tiny_engine()
+    for name, folder in zip(("m:one", "m:two"), adapters, strict=True):
+        engine.load_adapter(name, folder)
+    alone = run(engine, [sequence(i, (7, 8, 9), hot[i]) for i in range(4)], 16)
+    assert alone == before
+    mixed = [sequence(10 + i, (7, 8, 9)) for i in range(5)]
+    for each, adapter in zip(mixed, (None, "m:one", "m:two", None, "m:one"), strict=True):
+        each.adapter = adapter
+    base, one, two, base_again, one_again = run(engine, mixed, 16)
+    assert base == base_again == run(tiny_engine(), [sequence(1, (7, 8, 9))], 16)[0]
+    assert one == one_again
+    assert len({tuple(base), tuple(one), tuple(two)}) == 3
+    for each in mixed:
+        engine.release(each)
+    engine.drop_adapter("m:one")
+    engine.drop_adapter("m:two")
+    assert run(engine, [sequence(i + 50, (7, 8, 9), hot[i]) for i in range(4)], 16) == before
+
+
+def test_an_adapter_that_is_pickled_or_of_another_shape_is_refused(tmp_path: Path):
+    engine = tiny_engine()
+    (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UnsupportedFormat, match="pickled"):
+        engine.load_adapter("m:bad", tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UnsupportedFormat, match="does not fit"):
+        engine.load_adapter("m:bad", tmp_path)
+    assert run(engine, [sequence(1)], 4) == run(tiny_engine(), [sequence(1)], 4)

@@ -1,0 +1,176 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.inference.core.events import FinishReason, Update
+from services.inference.core.loop import LoopRequest, StepLoop
+from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
+from services.kit.errors import ContextLengthExceeded, InvalidArgument
+from tests.contract.fake_engine import ByteVocabulary, FakeEngine
+
+GREEDY = SamplingParameters(temperature=0.0)
+
+
+def make_loop(engine: FakeEngine, max_sequences: int = 4) -> StepLoop:
+    return StepLoop(engine, ByteVocabulary(), max_sequences=max_sequences)
+
+
+def request(
+    request_id: int, max_tokens: int | None = 8, stop: StopConditions | None = None, **fields: Any
+) -> LoopRequest:
+    stop = stop or StopConditions(max_tokens=max_tokens)
+    return LoopRequest(request_id, (1, 2, 3 + request_id % 100), seed=5, sampling=GREEDY, stop=stop, **fields)
+
+
+def drain(loop: StepLoop) -> dict[int, list[Update]]:
+    updates: dict[int, list[Update]] = {}
+    while loop.has_work:
+        for request_id, update in loop.step().updates:
+            updates.setdefault(request_id, []).append(update)
+    return updates
+
+
+def said(updates: list[Update], choice: int = 0) -> str:
+    return "".join(delta.text for update in updates for delta in update.deltas if delta.choice == choice)
+
+
+def test_a_request_is_told_its_start_its_text_and_its_end_in_order():
+    engine = FakeEngine(script=list(b"hello"))
+    loop = make_loop(engine)
+    loop.add(request(1, max_tokens=20))
+    updates = drain(loop)[1]
+    assert updates[0].started is not None
+    assert said(updates) == "hello"
+    ended = updates[-1].ended
+    assert ended is not None
+    assert ended.choices[0].reason is FinishReason.STOP
+    assert (ended.num_prompt_tokens, ended.num_completion_tokens) == (3, 6)
+    assert all(update.ended is None for update in updates[:-1])
+    assert engine.num_sequences == 0
+
+
+def test_who_waits_is_let_in_as_soon_as_a_slot_is_free():
+    engine = FakeEngine(script=list(b"abcdefgh"))
+    loop = make_loop(engine, max_sequences=2)
+    for request_id in range(5):
+        loop.add(request(request_id, max_tokens=2 + request_id))
+    while loop.has_work:
+        loop.step()
+        assert loop.num_live_sequences <= 2
+    assert engine.batches[0] == ("prefill", 2)
+    assert max(size for _, size in engine.batches) == 2
+
+
+def test_priority_goes_first_among_those_that_wait():
+    loop = make_loop(FakeEngine(script=list(b"ab")), max_sequences=1)
+    for request_id, priority in ((1, 0), (2, 0), (3, 9)):
+        loop.add(request(request_id, max_tokens=2, priority=priority))
+    assert list(drain(loop)) == [3, 1, 2]
+
+
+def test_a_cancelled_request_frees_its_slots_at_once_whether_it_runs_or_waits():
+    engine = FakeEngine(script=list(b"a" * 50))
+    loop = make_loop(engine, max_sequences=1)
+    for request_id in (1, 2, 3):
+        loop.add(request(request_id, max_tokens=50))
+    loop.step()
+    loop.cancel(1)
+    loop.cancel(2)
+    assert (engine.num_sequences, loop.num_live_sequences) == (0, 0)
+    assert [request_id for request_id, _ in loop.step().updates] == [3]
+    loop.cancel(3)
+    loop.cancel(3)
+    assert not loop.has_work
+
+
+def test_more_choices_than_slots_take_turns():
+    engine = FakeEngine(script=list(b"abc"))
+    loop = make_loop(engine, max_sequences=2)
+    loop.add(request(1, output=OutputOptions(num_choices=5)))
+    updates = drain(loop)[1]
+    assert [said(updates, choice) for choice in range(5)] == ["abc"] * 5
+    assert sum(update.started is not None for update in updates) == 1
+    assert updates[-1].ended is not None
+    assert len(updates[-1].ended.choices) == 5
+
+
+def test_a_stop_text_ends_the_answer_before_it_with_the_log_probabilities_of_what_was_shown():
+    loop = make_loop(FakeEngine(script=list(b"one STOP two")))
+    stop = StopConditions(stop=("STOP",))
+    loop.add(request(1, stop=stop, output=OutputOptions(logprobs=True, top_logprobs=2)))
+    updates = drain(loop)[1]
+    assert said(updates) == "one "
+    told = [logprob.picked.token_id for update in updates for d in update.deltas for logprob in d.logprobs]
+    assert bytes(told) == b"one "
+    assert updates[-1].ended is not None
+    assert updates[-1].ended.choices[0].stop == "STOP"
+
+
+def test_every_token_is_told_when_the_length_ends_the_answer_within_a_character():
+    loop = make_loop(FakeEngine(script=list("aé".encode())))
+    loop.add(request(1, max_tokens=2, output=OutputOptions(logprobs=True)))
+    updates = drain(loop)[1]
+    assert said(updates) == "a\ufffd"
+    assert sum(len(delta.logprobs) for update in updates for delta in update.deltas) == 2
+
+
+def test_no_stop_counts_before_min_tokens():
+    loop = make_loop(FakeEngine(script=list(b"xxxxxxxxxx")))
+    loop.add(request(1, stop=StopConditions(stop=("x",), stop_token_ids=(3,), min_tokens=4)))
+    ended = drain(loop)[1][-1].ended
+    assert ended is not None
+    assert ended.num_completion_tokens == 4
+
+
+def test_ignoring_the_end_of_text_goes_on_to_the_length():
+    loop = make_loop(FakeEngine(script=[257, 257, 257]))
+    loop.add(request(1, stop=StopConditions(max_tokens=6, ignore_eos=True)))
+    ended = drain(loop)[1][-1].ended
+    assert ended is not None
+    assert (ended.choices[0].reason, ended.num_completion_tokens) == (FinishReason.LENGTH, 6)
+
+
+def test_the_context_bounds_an_answer_without_max_tokens():
+    loop = make_loop(FakeEngine(context_length=10, script=list(b"a" * 50)))
+    loop.add(request(1, max_tokens=None))
+    ended = drain(loop)[1][-1].ended
+    assert ended is not None
+    assert ended.num_completion_tokens == 7
+
+
+def test_a_prompt_beyond_the_context_or_the_vocabulary_is_refused():
+    loop = make_loop(FakeEngine(context_length=4))
+    with pytest.raises(ContextLengthExceeded) as caught:
+        loop.add(LoopRequest(1, (1, 2, 3, 4), seed=1))
+    assert caught.value.metadata["num_prompt_tokens"] == "4"
+    with pytest.raises(InvalidArgument, match="vocabulary"):
+        loop.add(LoopRequest(1, (999,), seed=1))
+    assert not loop.has_work
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 3), st.integers(0, 20)), min_size=1, max_size=12)
+)
+def test_what_a_request_is_told_does_not_depend_on_the_others(asked: list[tuple[int, int, int]]):
+    """asked: (max_tokens, num_choices, step at which it comes)."""
+    alone = {}
+    for request_id, (max_tokens, num_choices, _) in enumerate(asked):
+        loop = make_loop(FakeEngine())
+        loop.add(request(request_id, max_tokens, output=OutputOptions(num_choices=num_choices)))
+        alone[request_id] = [
+            said(drain_one, choice) for drain_one in drain(loop).values() for choice in range(3)
+        ]
+    engine = FakeEngine()
+    told: dict[int, list[Update]] = {}
+    loop, step = make_loop(engine, max_sequences=3), 0
+    while loop.has_work or step <= 20:
+        for request_id, (max_tokens, num_choices, at) in enumerate(asked):
+            if at == step:
+                loop.add(request(request_id, max_tokens, output=OutputOptions(num_choices=num_choices)))
+        for request_id, update in loop.step().updates:
+            told.setdefault(request_id, []).append(update)
+        step += 1
+    assert {key: [said(value, choice) for choice in range(3)] for key, value in told.items()} == alone
+    assert engine.num_sequences == 0

@@ -1,0 +1,34 @@
+"""Work that is seen through although its task is cancelled."""
+
+import asyncio
+
+import pytest
+
+from services.trainer.core.unbroken import see_through
+
+
+async def test_work_is_finished_before_a_second_cancellation_gets_through() -> None:
+    may_end, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        await may_end.wait()
+        ended.set()
+
+    task = asyncio.create_task(see_through(work()))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+async def test_an_error_of_the_work_is_raised() -> None:
+    async def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await see_through(work())

@@ -17,9 +17,9 @@ import shutil
 import stat
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-from services.downloader.adapters.disk_errors import translated_disk_errors
+from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.downloader.adapters.disk_views import DiskViews
 from services.downloader.core.models import StoredFile
 from services.downloader.core.ports import Blob
@@ -179,7 +179,7 @@ class DiskIngestFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: BinaryIO = path.open("wb")
+        self._file = path.open("wb", buffering=0)
 
     async def write(self, chunk: bytes) -> None:
         """Append."""
@@ -187,13 +187,11 @@ class DiskIngestFile:
 
     async def close(self) -> None:
         """No more will be written."""
-        with translated_disk_errors(self.path):
-            self._file.close()
+        self._file.close()
 
     def _write(self, chunk: bytes) -> None:
         with translated_disk_errors(self.path):
-            self._file.write(chunk)
-            self._file.flush()
+            write_all(self._file, chunk)
 
 
 def sha256_of(file: Path) -> str:

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,13 @@ from services.kit.errors import DiskFull, PermissionDenied
 
 # EFBIG is what a file gets that outgrows a quota or the limit of its file system.
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def write_all(file: FileIO, chunk: bytes) -> None:
+    """Write to an unbuffered file. A buffer that does not fit would be met again, and less clearly, in `close`."""
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from services.downloader.adapters.disk_errors import translated_disk_errors
+from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.downloader.core.ports import OnBytes
 from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound
 
@@ -53,15 +53,14 @@ class _Copy:
             raise SourceNotFound(f"{self._source_path} cannot be opened: {error.strerror}") from error
         self.size_bytes = self._source_path.stat().st_size
         with translated_disk_errors(self._target_path):
-            self._target = self._files.enter_context(self._target_path.open("wb"))
+            self._target = self._files.enter_context(self._target_path.open("wb", buffering=0))
 
     def step(self) -> bool:
         """Whether there may be more."""
         chunk = self._source.read(_COPY_BYTES)
         self.sha256.update(chunk)
         with translated_disk_errors(self._target_path):
-            self._target.write(chunk)
-            self._target.flush()
+            write_all(self._target, chunk)
         self.num_bytes += len(chunk)
         return bool(chunk)
 

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import shutil
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
-from services.downloader.adapters.disk_errors import translated_disk_errors
+from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.kit.errors import DiskFull
 
 _READ_BYTES: Final = 1024 * 1024
@@ -24,7 +25,7 @@ class PartialFile:
         self._note_path = path.with_name(f"{path.name}.json")
         self._identity = identity
         self._sha256 = hashlib.sha256()
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self.num_bytes = 0
         self.validator = ""
 
@@ -36,7 +37,7 @@ class PartialFile:
         else:
             self.validator = str(note.get("validator", ""))
         with translated_disk_errors(self._path):
-            self._file = self._path.open("ab+")
+            self._file = self._path.open("ab+", buffering=0)
         self._file.seek(0)
         while chunk := self._file.read(_READ_BYTES):
             self._sha256.update(chunk)
@@ -54,9 +55,7 @@ class PartialFile:
     def append(self, chunk: bytes) -> None:
         """Add bytes at the end. Raises DiskFull; what fitted is kept."""
         with translated_disk_errors(self._path):
-            # Unbuffered by way of flush: a kill then loses nothing that was counted.
-            self._opened.write(chunk)
-            self._opened.flush()
+            write_all(self._opened, chunk)
         self._sha256.update(chunk)
         self.num_bytes += len(chunk)
 
@@ -87,7 +86,7 @@ class PartialFile:
             self._file = None
 
     @property
-    def _opened(self) -> BinaryIO:
+    def _opened(self) -> FileIO:
         assert self._file is not None, "open() comes first"
         return self._file
 

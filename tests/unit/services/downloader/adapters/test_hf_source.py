@@ -128,7 +128,7 @@ async def test_a_tag_chooses_a_quantization_and_names_the_version(source: HfSour
 
 async def test_a_repository_of_pickles_is_refused(source: HfSource, hub: Hub) -> None:
     del hub.files["model.safetensors"]
-    with pytest.raises(UnsupportedFormat, match="pytorch_model.bin"):
+    with pytest.raises(UnsupportedFormat, match=r"pytorch_model\.bin"):
         await resolve(source)
 
 

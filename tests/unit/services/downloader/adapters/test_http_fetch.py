@@ -12,7 +12,7 @@ import pytest
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
-from services.downloader.core.ports import RemoteFile
+from services.downloader.core.ports import OnBytes, RemoteFile
 from services.kit.errors import (
     DigestMismatch,
     DiskFull,
@@ -85,7 +85,7 @@ async def test_what_arrived_before_a_kill_is_not_fetched_again(client: HttpClien
     assert (tmp_path / "f").read_bytes() == BODY
 
 
-def _cancel_after(limit: int):
+def _cancel_after(limit: int) -> OnBytes:
     def on_bytes(num_bytes: int, size_bytes: int | None) -> None:
         if num_bytes > limit:
             raise asyncio.CancelledError

@@ -4,6 +4,7 @@ import json
 import random
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,6 @@ def test_mutated_headers_are_read_or_refused_within_a_second(tmp_path: Path) -> 
                 mutated[: choose.randrange(1, len(mutated))] if choose.random() < 0.3 else mutated
             )
             began = time.monotonic()
-            try:
+            with suppress(UnsupportedFormat):
                 read(path)
-            except UnsupportedFormat:
-                pass
             assert time.monotonic() - began < 1

@@ -57,7 +57,7 @@ def test_pickles_are_left_out_of_a_folder_and_named_if_there_is_nothing_else() -
         "model.safetensors",
     ]
     assert model_files(["pytorch_model.bin", "config.json"]) == []
-    with pytest.raises(UnsupportedFormat, match="pytorch_model.bin"):
+    with pytest.raises(UnsupportedFormat, match=r"pytorch_model\.bin"):
         hub_files(["pytorch_model.bin", "config.json"], None)
 
 

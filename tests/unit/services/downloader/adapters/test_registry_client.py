@@ -1,0 +1,114 @@
+"""The client of the Registry, against a real one."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lares.registry.v1 import registry_pb2 as pb
+from lares.registry.v1 import registry_pb2_grpc as rpc
+from services.downloader.adapters.registry_client import RegistryClient
+from services.downloader.core.models import (
+    Capability,
+    Facts,
+    Format,
+    KnownModel,
+    ModelKind,
+    ModelRecord,
+    StoredFile,
+    VersionRecord,
+)
+from services.kit.address import Address
+from services.kit.errors import InvalidArgument, ModelNotAvailable, NotFound, Unavailable, VersionExists
+from services.kit.host import Host
+from services.kit.server import GrpcServer
+from services.kit.settings import Settings
+from services.registry.service import build
+
+FACTS = Facts(ModelKind.TEXT_GENERATION, Format.GGUF, (Capability.CHAT,), "LlamaForCausalLM", 5, 2048, "Q4_1")
+FILE = StoredFile("m.gguf", 7, "sha256:" + "a" * 64)
+MODEL = ModelRecord("m", "pypi", "pypi:m==1", FACTS, license="MIT", languages=("en",))
+VERSION = VersionRecord("m", "1", "1", "pypi:m==1", FACTS, (FILE,))
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    host = Host(Settings(home=tmp_path, grpc=Address("127.0.0.1", 0)))
+    server = GrpcServer(host, [build])
+    await server.start()
+    yield host
+    await server.stop(grace_s=1)
+
+
+@pytest.fixture
+def client(host: Host) -> RegistryClient:
+    return RegistryClient(host.channel("registry"))
+
+
+@pytest.fixture
+def stub(host: Host) -> "rpc.RegistryServiceAsyncStub":
+    return rpc.RegistryServiceStub(host.channel("registry"))
+
+
+async def test_what_is_recorded_is_found(
+    client: RegistryClient, stub: "rpc.RegistryServiceAsyncStub"
+) -> None:
+    assert await client.find_model("m") is None
+    assert await client.find_version("m", "1") is None
+    await client.record(MODEL, VERSION, request_id="r")
+    await client.record(MODEL, VERSION, request_id="r")
+    assert await client.find_model("m") == KnownModel("m", "pypi:m==1")
+    found = await client.find_version("m", "1")
+    assert found is not None
+    assert found.files == (FILE,)
+    assert await client.lease_files("models/m/versions/1", "") == (FILE,)
+    assert [digest async for digest in client.referenced()] == [FILE.digest]
+    model = (await stub.GetModel(pb.GetModelRequest(name="models/m"))).model
+    assert (model.license, list(model.languages), model.num_parameters) == ("MIT", ["en"], 5)
+    with pytest.raises(NotFound, match="no artifact"):
+        await client.lease_files("models/m/versions/1", "safetensors")
+
+
+async def test_the_version_that_was_pulled_last_is_the_one_that_answers(
+    client: RegistryClient, stub: "rpc.RegistryServiceAsyncStub"
+) -> None:
+    await client.record(MODEL, VERSION, request_id="r1")
+    await client.record(MODEL, replace(VERSION, version_id="2", revision="2"), request_id="r2")
+    model = (await stub.GetModel(pb.GetModelRequest(name="models/m"))).model
+    assert model.default_version == "models/m/versions/2"
+
+
+async def test_a_quarantined_version_is_not_leased_and_is_mended_by_a_pull(
+    client: RegistryClient, stub: "rpc.RegistryServiceAsyncStub"
+) -> None:
+    await client.record(MODEL, VERSION, request_id="r1")
+    bad = pb.Version(name="models/m/versions/1", state=pb.VERSION_STATE_QUARANTINED, state_reason="zeroed")
+    request = pb.UpdateVersionRequest(version=bad)
+    request.update_mask.paths.extend(["state", "state_reason"])
+    await stub.UpdateVersion(request)
+    assert await client.find_version("m", "1") is None
+    with pytest.raises(ModelNotAvailable, match="zeroed"):
+        await client.lease_files("models/m/versions/1", "")
+    await client.record(MODEL, VERSION, request_id="r2")
+    assert await client.find_version("m", "1") is not None
+
+
+async def test_a_version_with_other_files_is_never_replaced(client: RegistryClient) -> None:
+    await client.record(MODEL, VERSION, request_id="r1")
+    other = replace(VERSION, files=(replace(FILE, digest="sha256:" + "b" * 64),))
+    with pytest.raises(VersionExists, match="other files"):
+        await client.record(MODEL, other, request_id="r2")
+
+
+async def test_a_version_that_is_refused_leaves_no_empty_model(client: RegistryClient) -> None:
+    with pytest.raises(InvalidArgument):
+        await client.record(MODEL, replace(VERSION, files=()), request_id="r")
+    assert await client.find_model("m") is None
+
+
+async def test_a_registry_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    host = Host(Settings(home=tmp_path, registry_endpoint="127.0.0.1:1"))
+    with pytest.raises(Unavailable):
+        await RegistryClient(host.channel("registry")).find_model("m")
+    await host.close()

@@ -1,0 +1,103 @@
+"""Stand-ins for what is outside of the core: a registry, a source whose pace a test sets, an inspector."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+from services.downloader.core.models import (
+    Facts,
+    Format,
+    KnownModel,
+    ModelKind,
+    ModelRecord,
+    StoredFile,
+    VersionRecord,
+)
+from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.kit.errors import LaresError, Unavailable, VersionNotFound
+from services.kit.names import parse_version_name, version_name
+
+
+class MemoryRegistry:
+    """`ModelRegistry`. num_failures: how many of the next calls find nobody there."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelRecord] = {}
+        self.versions: dict[str, VersionRecord] = {}
+        self.num_failures = 0
+
+    async def find_model(self, model_id: str) -> KnownModel | None:
+        self._fail()
+        model = self.models.get(model_id)
+        return KnownModel(model_id, model.source) if model else None
+
+    async def find_version(self, model_id: str, version_id: str) -> VersionRecord | None:
+        self._fail()
+        return self.versions.get(version_name(model_id, version_id))
+
+    async def record(self, model: ModelRecord, version: VersionRecord, *, request_id: str) -> None:
+        self._fail()
+        self.models.setdefault(model.model_id, model)
+        self.versions[version_name(version.model_id, version.version_id)] = version
+
+    async def lease_files(self, version: str, artifact_id: str) -> tuple[StoredFile, ...]:
+        if version not in self.versions:
+            raise VersionNotFound.named(*parse_version_name(version))
+        return self.versions[version].files
+
+    async def referenced(self) -> AsyncIterator[str]:
+        for version in list(self.versions.values()):
+            for file in version.files:
+                yield file.digest
+
+    def _fail(self) -> None:
+        if self.num_failures:
+            self.num_failures -= 1
+            raise Unavailable("the registry is not there")
+
+
+class SlowSource:
+    """`Source` of one file. It waits for `go` before it fetches; `failure`, if set, is what fetching ends in."""
+
+    def __init__(self, content: bytes = b"weights", *, go: bool = True) -> None:
+        self.content = content
+        self.failure: LaresError | Exception | None = None
+        self.fetching = asyncio.Event()
+        self.two_fetching = asyncio.Event()
+        self.go = asyncio.Event()
+        if go:
+            self.go.set()
+        self.num_resolved = 0
+        self.num_fetched = 0
+
+    async def resolve(self, request: PullRequest) -> Resolved:
+        self.num_resolved += 1
+        ref = request.refs[0]
+        revision = ref.revision or "1"
+        file = RemoteFile("m.gguf", "http://x/m.gguf", len(self.content))
+        return Resolved(f"pypi:{ref.name}=={revision}", revision, revision, (file,))
+
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+        self.num_fetched += 1
+        if self.num_fetched == 2:
+            self.two_fetching.set()
+        target.write_bytes(self.content[:3])
+        on_bytes(3, len(self.content))
+        self.fetching.set()
+        await self.go.wait()
+        if self.failure is not None:
+            raise self.failure
+        target.write_bytes(self.content)
+        on_bytes(len(self.content), len(self.content))
+
+    async def unpack(
+        self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
+    ) -> Sequence[LocalFile]:
+        return [LocalFile(path, local) for path, local in fetched.items()]
+
+
+class TrustingInspector:
+    """`Inspector` that takes everything for a GGUF."""
+
+    async def inspect(self, files: Mapping[str, Path]) -> Facts:
+        return Facts(ModelKind.TEXT_GENERATION, Format.GGUF)

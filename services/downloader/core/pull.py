@@ -89,12 +89,13 @@ class Puller:
         if plan.entry is not None and plan.entry.generation:
             locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
         report.enter(DownloadPhase.VERIFYING)
-        files = [await self._store(file) for file in locals_]
+        files = [await self._store(file, download.id) for file in locals_]
         report.enter(DownloadPhase.COMMITTING)
         # Once more: of a large model the first file may have been stored long ago.
-        await self.blobs.keep(Blob(file.digest, file.size_bytes) for file in files)
+        await self.blobs.keep((Blob(file.digest, file.size_bytes) for file in files), keeper=download.id)
         version_id = resolved.version_id or manifest_digest(files)[:_MANIFEST_CHARS]
         await self._record(download, plan, resolved, version_id, facts, files)
+        await self.blobs.let_go(download.id)
         return version_name(plan.model_id, version_id)
 
     def _source(self, plan: Plan) -> Source:
@@ -127,8 +128,8 @@ class Puller:
             return False
         return True
 
-    async def _store(self, file: LocalFile) -> StoredFile:
-        blob = await self.blobs.adopt(file.local, digest=file.digest)
+    async def _store(self, file: LocalFile, keeper: str) -> StoredFile:
+        blob = await self.blobs.adopt(file.local, keeper=keeper, digest=file.digest)
         return StoredFile(file.path, blob.size_bytes, blob.digest)
 
     async def _record(

@@ -112,4 +112,6 @@ class DownloaderService:
                 _log.warning("garbage was not collected", error=str(error))
             else:
                 if collected.num_blobs:
-                    _log.info("garbage collected", blobs=collected.num_blobs, freed_bytes=collected.freed_bytes)
+                    _log.info(
+                        "garbage collected", blobs=collected.num_blobs, freed_bytes=collected.freed_bytes
+                    )

@@ -1,4 +1,4 @@
-"""Each service in a process of its own, over PostgreSQL and one shared store: what docker-compose.yml says, without Docker."""
+"""Each service in its own process, over PostgreSQL and one store: what docker-compose.yml says, without Docker."""
 
 import os
 import signal

@@ -49,6 +49,11 @@ class MemoryBlobStore:
         shutil.rmtree(folder)
         return size_bytes
 
+    async def move_ingest(self, name: str, to: str) -> None:
+        folder = self._root / "ingest" / parse_id(name)
+        if folder.exists():
+            folder.rename(self._root / "ingest" / parse_id(to))
+
     async def create(self, name: str) -> MemoryIngestFile:
         return MemoryIngestFile(self.ingest(name) / "blob")
 

@@ -30,7 +30,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         return
     url = database_url("", tmp_path / "downloader.db")
     if request.param == "postgresql":
-        url = request.getfixturevalue("postgres").create_database()
+        url = request.getfixturevalue("postgres").create_schema()
     sql_store = SqlStore(url)
     await sql_store.open()
     yield sql_store

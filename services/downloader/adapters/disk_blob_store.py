@@ -61,6 +61,12 @@ class DiskBlobStore:
         """Delete an ingest folder. Returns the bytes freed."""
         return await asyncio.to_thread(_drop_folder, self._ingest / parse_id(name))
 
+    async def move_ingest(self, name: str, to: str) -> None:
+        """Give what has arrived under one id to another."""
+        old, new = self._ingest / parse_id(name), self._ingest / parse_id(to)
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(old.rename, new)
+
     async def create(self, name: str) -> "DiskIngestFile":
         """Begin to write a file."""
         return DiskIngestFile(self.ingest(name) / "blob")

@@ -53,6 +53,9 @@ class BlobStore(Protocol):
     async def drop_ingest(self, name: str) -> int:
         """Delete an ingest folder. Returns the bytes freed; 0 if it is not there."""
 
+    async def move_ingest(self, name: str, to: str) -> None:
+        """Give what has arrived under one id to another. Nothing happens if there is none."""
+
     async def create(self, name: str) -> IngestFile:
         """Begin to write a file into the ingest folder of that id."""
 
@@ -98,12 +101,13 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One thing to fetch. path: its name on its way. sha256: 64 hex digits, if the source tells it."""
+    """One thing to fetch. path: its name on its way. sha256, git_id: in hex, where the source tells them."""
 
     path: str
     url: str
     size_bytes: int | None = None
     sha256: str | None = None
+    git_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

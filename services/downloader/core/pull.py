@@ -33,7 +33,7 @@ from services.downloader.core.ports import (
     Resolved,
     Source,
 )
-from services.kit.errors import CorruptBlob, ModelExists, Unavailable, Unsupported
+from services.kit.errors import CorruptBlob, InvalidReference, ModelExists, Unavailable, Unsupported
 from services.kit.names import ModelRef, version_name
 
 T = TypeVar("T")
@@ -203,5 +203,8 @@ def _empty_folder(ingest: Path) -> Path:
 
 
 def _origin(source: str) -> str:
-    """A reference without its revision."""
-    return str(replace(ModelRef.parse(source), revision=None)) if source else ""
+    """A reference without its revision; what is none, such as a job's name, stands for itself."""
+    try:
+        return str(replace(ModelRef.parse(source), revision=None))
+    except InvalidReference:
+        return source

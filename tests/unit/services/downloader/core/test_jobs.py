@@ -13,6 +13,7 @@ from services.downloader.core.download import Download, DownloadPhase, DownloadS
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.pull import Puller
 from services.kit.errors import (
+    DiskFull,
     DownloadNotFound,
     JobFinished,
     SourceNotFound,
@@ -161,6 +162,30 @@ async def test_a_failure_says_why_and_can_be_resumed(house: House) -> None:
     house.source.failure = None
     await house.jobs.resume(failed.id)
     assert (await house.ended(failed)).state is DownloadState.SUCCEEDED
+
+
+async def test_a_new_pull_after_a_failure_goes_on_from_what_that_left(house: House) -> None:
+    house.source.go.set()
+    house.source.failure = SourceUnavailable("the index is down")
+    failed = await house.ended(await house.jobs.create("pypi:tiny"))
+    again = await house.ended(await house.jobs.create("pypi:tiny"))
+    assert again.id != failed.id
+    assert await house.store.ingests() == [again.id]
+
+
+async def test_a_database_that_cannot_be_written_leaves_no_watcher_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = await house.jobs.create("pypi:tiny")
+    watching = asyncio.create_task(house.ended(download))
+    await house.source.fetching.wait()
+
+    async def refuse(download: Download) -> None:
+        raise DiskFull("no room left")
+
+    monkeypatch.setattr(house.records, "save_download", refuse)
+    house.source.go.set()
+    assert (await watching).state is DownloadState.SUCCEEDED
 
 
 async def test_a_bug_ends_one_download_and_tells_nothing_of_our_insides(house: House) -> None:

@@ -81,6 +81,12 @@ class MemoryBlobStore:
     async def verify(self, blob: Blob) -> None:
         await self.check(blob)
 
+    def blob_path(self, digest: str) -> Path:
+        path = self._root / parse_digest(digest).replace(":", "-")
+        if digest in self.bytes_of:
+            path.write_bytes(self.bytes_of[digest])
+        return path
+
     async def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
         content = self.bytes_of.get(parse_digest(digest))
         if content is None:

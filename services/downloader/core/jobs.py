@@ -141,7 +141,10 @@ class DownloadJobs:
     async def cancel(self, download_id: str) -> Download:
         """End it and drop what has arrived. Raises DownloadNotFound, JobFinished."""
         download = await self._halt(download_id, lambda download: download.cancelled(utc_now()))
-        await self._puller.blobs.store.drop_ingest(download_id)
+        async with self._changing:
+            # It may have been resumed meanwhile.
+            if not (await self.get(download_id)).state.is_active:
+                await self._puller.blobs.store.drop_ingest(download_id)
         return download
 
     async def resume(self, download_id: str) -> Download:

@@ -77,6 +77,9 @@ class BlobStore(Protocol):
     async def verify(self, blob: Blob) -> None:
         """Read all of it. Raises CorruptBlob."""
 
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob lies, or would lie, to be read in place."""
+
     def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
         """Its bytes in chunks. Raises BlobNotFound, OffsetPastEnd."""
 
@@ -134,11 +137,10 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A model's file in an ingest folder. digest: as its source promised it, if it did."""
+    """A model's file, and where it lies: in an ingest folder, or as a blob."""
 
     path: str
     local: Path
-    digest: str | None = None
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ stored, and the registry hears of a version only when all of it is.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -33,7 +33,14 @@ from services.downloader.core.ports import (
     Resolved,
     Source,
 )
-from services.kit.errors import CorruptBlob, InvalidReference, ModelExists, Unavailable, Unsupported
+from services.kit.errors import (
+    BlobNotFound,
+    CorruptBlob,
+    InvalidReference,
+    ModelExists,
+    Unavailable,
+    Unsupported,
+)
 from services.kit.names import ModelRef, version_name
 
 T = TypeVar("T")
@@ -59,6 +66,15 @@ class Reporter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Fetched:
+    """paths: of what came, by its source's name. stored: those that are blobs. promised: digests of the others."""
+
+    paths: dict[str, Path] = field(default_factory=dict)
+    stored: dict[Path, Blob] = field(default_factory=dict)
+    promised: dict[Path, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Puller:
     """What every pull needs. sources: by provider. sleep: for tests."""
 
@@ -81,15 +97,15 @@ class Puller:
         report.resolved(resolved.source, resolved.files)
         ingest = self.blobs.store.ingest(download.id)
         report.enter(DownloadPhase.FETCHING)
-        fetched = await _fetch(source, resolved, ingest, report)
+        fetched = await self._fetch(source, resolved, ingest, report)
         report.enter(DownloadPhase.UNPACKING)
         folder = await asyncio.to_thread(_empty_folder, ingest)
-        locals_ = list(await source.unpack(request, fetched, folder))
+        locals_ = list(await source.unpack(request, fetched.paths, folder))
         facts = await self.inspector.inspect({file.path: file.local for file in locals_})
         if plan.entry is not None and plan.entry.generation:
             locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
         report.enter(DownloadPhase.VERIFYING)
-        files = [await self._store(file) for file in locals_]
+        files = [await self._store(file, fetched) for file in locals_]
         report.enter(DownloadPhase.COMMITTING)
         # Once more: of a large model the first file may have been stored long ago.
         await self.blobs.keep(Blob(file.digest, file.size_bytes) for file in files)
@@ -127,8 +143,47 @@ class Puller:
             return False
         return True
 
-    async def _store(self, file: LocalFile) -> StoredFile:
-        blob = await self.blobs.adopt(file.local, digest=file.digest)
+    async def _fetch(self, source: Source, resolved: Resolved, ingest: Path, report: Reporter) -> "_Fetched":
+        """One file after another: the sources are others' servers, and one connection fills most lines."""
+        fetched = _Fetched()
+        for index, file in enumerate(resolved.files):
+
+            def arrived(num_bytes: int, size_bytes: int | None, index: int = index) -> None:
+                report.arrived(index, num_bytes, size_bytes)
+
+            if (blob := await self._stored(file)) is not None:
+                target = self.blobs.store.blob_path(blob.digest)
+                fetched.stored[target] = blob
+                arrived(blob.size_bytes, blob.size_bytes)
+            else:
+                # Numbered, so that no name of theirs becomes one of ours.
+                target = ingest / f"{index:05}.part"
+                await source.fetch(file, target, arrived)
+                if file.sha256 is not None:
+                    fetched.promised[target] = f"sha256:{file.sha256}"
+            fetched.paths[file.path] = target
+        return fetched
+
+    async def _stored(self, file: RemoteFile) -> Blob | None:
+        """The blob that a file would become, if it is here and whole: of another model, or from before a kill."""
+        if file.sha256 is None:
+            return None
+        digest = f"sha256:{file.sha256}"
+        size_bytes = await self.blobs.store.size(digest)
+        if size_bytes is None:
+            return None
+        blob = Blob(digest, size_bytes)
+        try:
+            await self.blobs.keep([blob])
+            await self.blobs.store.verify(blob)
+        except (BlobNotFound, CorruptBlob):
+            return None
+        return blob
+
+    async def _store(self, file: LocalFile, fetched: "_Fetched") -> StoredFile:
+        blob = fetched.stored.get(file.local)
+        if blob is None:
+            blob = await self.blobs.adopt(file.local, digest=fetched.promised.get(file.local))
         return StoredFile(file.path, blob.size_bytes, blob.digest)
 
     async def _record(
@@ -167,21 +222,6 @@ class Puller:
             except Unavailable:
                 await self.sleep(min(_MAX_WAIT_S, 0.25 * 2.0**attempt))
         return await ask()
-
-
-async def _fetch(source: Source, resolved: Resolved, ingest: Path, report: Reporter) -> dict[str, Path]:
-    """One file after another: the sources are others' servers, and one connection fills most lines."""
-    fetched = {}
-    for index, file in enumerate(resolved.files):
-        # Numbered, so that no name of theirs becomes one of ours.
-        target = ingest / f"{index:05}.part"
-
-        def arrived(num_bytes: int, size_bytes: int | None, index: int = index) -> None:
-            report.arrived(index, num_bytes, size_bytes)
-
-        await source.fetch(file, target, arrived)
-        fetched[file.path] = target
-    return fetched
 
 
 def _recommendation(entry: CatalogEntry, files: Sequence[LocalFile], folder: Path) -> list[LocalFile]:

@@ -1,6 +1,7 @@
 """The queue: one transfer for many callers, pauses, restarts, and watchers who see all of it."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,19 @@ async def test_a_model_that_is_here_succeeds_at_once_and_fetches_nothing(house: 
     assert (again.version, again.state) == (first.version, DownloadState.SUCCEEDED)
     assert again.id != first.id
     assert house.source.num_fetched == 1
+
+
+async def test_a_file_that_is_stored_already_is_not_fetched_for_another_model(house: House) -> None:
+    house.source.go.set()
+    house.source.sha256 = hashlib.sha256(house.source.content).hexdigest()
+    first = await house.ended(await house.jobs.create("pypi:a"))
+    second = await house.ended(await house.jobs.create("pypi:b"))
+    assert house.registry.versions[first.version].files == house.registry.versions[second.version].files
+    assert (second.completed_bytes, house.source.num_fetched) == (7, 1)
+    assert house.store.bytes_of == {f"sha256:{house.source.sha256}": b"weights"}
+    house.store.damaged.update(house.store.bytes_of)
+    await house.ended(await house.jobs.create("pypi:c"))
+    assert house.source.num_fetched == 2
 
 
 async def test_pulling_a_model_again_repairs_a_damaged_blob(house: House) -> None:

@@ -24,6 +24,7 @@ from services.kit.settings import SERVICES, Settings
 from services.kit.telemetry import MetricsPort, configure_logging
 
 GATEWAY = "gateway"
+NO_STARTER = "none"
 
 
 def register(app: typer.Typer) -> None:
@@ -119,7 +120,7 @@ class _Starter:
 
     async def start(self) -> None:
         """Pull and prepare the starter if the house is empty. A house that cannot is served all the same."""
-        if not self._name:
+        if self._name == NO_STARTER:
             return
         settings = self._host.settings.model_copy(update={"grpc": self._host.bound})
         try:

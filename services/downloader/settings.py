@@ -44,3 +44,9 @@ class DownloaderSettings(ServiceSettings):
         le=100,
         description="How many times in a row a connection may fail without a new byte before a download fails.",
     )
+    collect_interval_s: float = Field(
+        default=3600.0,
+        ge=0,
+        le=31_536_000,
+        description="Seconds between two collections of what no model refers to; 0 only when asked.",
+    )

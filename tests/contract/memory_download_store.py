@@ -11,7 +11,7 @@ class MemoryDownloadStore:
     def __init__(self) -> None:
         self._downloads: dict[str, Download] = {}
         self._leases: dict[str, Lease] = {}
-        self._kept: dict[str, datetime] = {}
+        self._kept: dict[tuple[str, str], datetime] = {}
 
     async def save_download(self, download: Download) -> None:
         self._downloads[download.id] = download
@@ -45,9 +45,12 @@ class MemoryDownloadStore:
     async def delete_lease(self, lease_id: str) -> bool:
         return self._leases.pop(lease_id, None) is not None
 
-    async def keep(self, digest: str, until: datetime) -> None:
-        self._kept[digest] = max(until, self._kept.get(digest, until))
+    async def keep(self, digest: str, until: datetime, *, keeper: str) -> None:
+        self._kept[digest, keeper] = max(until, self._kept.get((digest, keeper), until))
+
+    async def let_go(self, keeper: str) -> None:
+        self._kept = {key: until for key, until in self._kept.items() if key[1] != keeper}
 
     async def kept(self, now: datetime) -> frozenset[str]:
-        self._kept = {digest: until for digest, until in self._kept.items() if until > now}
-        return frozenset(self._kept)
+        self._kept = {key: until for key, until in self._kept.items() if until > now}
+        return frozenset(digest for digest, _ in self._kept)

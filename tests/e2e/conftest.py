@@ -71,11 +71,13 @@ class House:
         assert stdout is not None
 
         def read() -> None:
-            for line in stdout:
-                lines.put(line)
+            with stdout:
+                for line in stdout:
+                    lines.put(line)
             lines.put(None)
 
-        threading.Thread(target=read, daemon=True).start()
+        self.reader = threading.Thread(target=read, daemon=True)
+        self.reader.start()
         deadline = time.monotonic() + timeout_s
         while True:
             line = lines.get(timeout=max(0.1, deadline - time.monotonic()))
@@ -96,6 +98,8 @@ class House:
             return self.process.wait(timeout_s)
         finally:
             self.process.kill()
+            self.process.wait()
+            self.reader.join()
             self.log.close()
 
     @property

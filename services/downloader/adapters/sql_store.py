@@ -89,16 +89,24 @@ class SqlStore:
         query = delete(leases).where(leases.c.id == lease_id).returning(leases.c.id)
         return await self._database.run(lambda session: session.execute(query).first() is not None)
 
-    async def keep(self, digest: str, until: datetime) -> None:
-        """Keep a blob from garbage collection, at least until then."""
+    async def keep(self, digest: str, until: datetime, *, keeper: str) -> None:
+        """Keep a blob from garbage collection for a download or a writer, at least until then."""
+        this = (kept_blobs.c.digest == digest) & (kept_blobs.c.keeper == keeper)
+        row = {"digest": digest, "keeper": keeper, "expire_time": until}
 
         def work(session: Session) -> None:
-            query = select(kept_blobs.c.expire_time).where(kept_blobs.c.digest == digest)
-            before = session.execute(query).scalar_one_or_none()
-            if before is None or before < until:
-                _put(session, kept_blobs, "digest", {"digest": digest, "expire_time": until})
+            before = session.execute(select(kept_blobs.c.expire_time).where(this)).scalar_one_or_none()
+            if before is None:
+                session.execute(insert(kept_blobs).values(row))
+            elif before < until:
+                session.execute(update(kept_blobs).where(this).values(row))
 
         await self._database.run(work)
+
+    async def let_go(self, keeper: str) -> None:
+        """What was kept for it alone is kept no more."""
+        query = delete(kept_blobs).where(kept_blobs.c.keeper == keeper)
+        await self._database.run(lambda session: session.execute(query))
 
     async def kept(self, now: datetime) -> frozenset[str]:
         """Digests of blobs that are kept now; what has run out is forgotten."""

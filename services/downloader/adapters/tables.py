@@ -79,5 +79,7 @@ kept_blobs = Table(
     "kept_blobs",
     metadata,
     Column("digest", String(71), primary_key=True),
+    # A download's id or a writer's: two may bring the same blob, and each is done with it at its own time.
+    Column("keeper", String(64), primary_key=True),
     Column("expire_time", UtcTime, nullable=False),
 )

@@ -46,23 +46,31 @@ class Blobs:
         self.records = records
         self.now = now
         self.lock = asyncio.Lock()
+        self.collecting = asyncio.Lock()
         self.writing: set[str] = set()
 
-    async def adopt(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Check a file of an ingest folder and store it. Raises DigestMismatch, DiskFull."""
+    async def adopt(
+        self, file: Path, *, keeper: str, size_bytes: int | None = None, digest: str | None = None
+    ) -> Blob:
+        """Check a file of an ingest folder and store it, kept for `keeper`. Raises DigestMismatch, DiskFull."""
         blob = await self.store.examine(file, size_bytes=size_bytes, digest=digest)
         async with self.lock:
-            await self.records.keep(blob.digest, self.now() + KEEP_FRESH)
+            await self.records.keep(blob.digest, self.now() + KEEP_FRESH, keeper=keeper)
             await self.store.adopt(file, blob)
         return blob
 
-    async def keep(self, blobs: Iterable[Blob]) -> None:
+    async def keep(self, blobs: Iterable[Blob], *, keeper: str) -> None:
         """Keep blobs from now on that are about to be referred to. Raises BlobNotFound if one is gone."""
         async with self.lock:
             for blob in blobs:
                 if await self.store.size(blob.digest) != blob.size_bytes:
                     raise BlobNotFound.named(blob.digest)
-                await self.records.keep(blob.digest, self.now() + KEEP_FRESH)
+                await self.records.keep(blob.digest, self.now() + KEEP_FRESH, keeper=keeper)
+
+    async def let_go(self, keeper: str) -> None:
+        """Its blobs are referred to now. Waits for a collection that began before they were."""
+        async with self.collecting:
+            await self.records.let_go(keeper)
 
     async def write(self, chunks: AsyncIterator[bytes], *, size_bytes: int, digest: str) -> WrittenBlob:
         """Store what a caller sends. digest: empty if the caller does not know it.
@@ -84,7 +92,7 @@ class Blobs:
                 await file.close()
             if num_bytes != size_bytes:
                 raise _wrong_size(f"{num_bytes} bytes came instead of {size_bytes}")
-            blob = await self._adopt_written(file.path, size_bytes, expected)
+            blob = await self._adopt_written(name, file.path, size_bytes, expected)
             return WrittenBlob(blob, self.now() + KEEP_FRESH)
         finally:
             await self.store.drop_ingest(name)
@@ -97,9 +105,9 @@ class Blobs:
             async for chunk in chunks:
                 yield chunk
 
-    async def _adopt_written(self, file: Path, size_bytes: int, expected: str | None) -> Blob:
+    async def _adopt_written(self, name: str, file: Path, size_bytes: int, expected: str | None) -> Blob:
         try:
-            return await self.adopt(file, size_bytes=size_bytes, digest=expected)
+            return await self.adopt(file, keeper=name, size_bytes=size_bytes, digest=expected)
         except DigestMismatch as error:
             why = "is not the digest of the bytes that came"
             raise DigestMismatch(

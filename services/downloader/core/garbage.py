@@ -35,8 +35,12 @@ class GarbageCollector:
         """Delete what is not needed. Raises Unavailable, and deletes nothing, if the registry does not answer.
 
         References are read before anything else. A version that is recorded meanwhile has blobs that are kept
-        since they were stored, so it does not matter that its references are not seen.
+        since they were stored, and until this is over: that its references are not seen does not matter.
         """
+        async with self._blobs.collecting:
+            return await self._collect(dry_run=dry_run)
+
+    async def _collect(self, *, dry_run: bool) -> Collected:
         referenced = {digest async for digest in self._registry.referenced()}
         num_blobs = freed_bytes = 0
         candidates = [blob for blob in await self._blobs.store.blobs() if blob.digest not in referenced]

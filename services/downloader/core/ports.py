@@ -237,8 +237,11 @@ class DownloadStore(Protocol):
     async def delete_lease(self, lease_id: str) -> bool:
         """Whether it was there."""
 
-    async def keep(self, digest: str, until: datetime) -> None:
-        """Keep a blob from garbage collection, at least until then."""
+    async def keep(self, digest: str, until: datetime, *, keeper: str) -> None:
+        """Keep a blob from garbage collection for a download or a writer, at least until then."""
+
+    async def let_go(self, keeper: str) -> None:
+        """What was kept for it alone is kept no more."""
 
     async def kept(self, now: datetime) -> frozenset[str]:
         """Digests of blobs that are kept now; what has run out is forgotten."""

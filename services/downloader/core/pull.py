@@ -95,22 +95,22 @@ class Puller:
         if resolved.version_id is not None and await self._is_here(plan.model_id, resolved.version_id):
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
-        ingest = self.blobs.store.ingest(download.id)
         report.enter(DownloadPhase.FETCHING)
-        fetched = await self._fetch(source, resolved, ingest, report)
+        fetched = await self._fetch(source, resolved, download.id, report)
         report.enter(DownloadPhase.UNPACKING)
-        folder = await asyncio.to_thread(_empty_folder, ingest)
+        folder = await asyncio.to_thread(_empty_folder, self.blobs.store.ingest(download.id))
         locals_ = list(await source.unpack(request, fetched.paths, folder))
         facts = await self.inspector.inspect({file.path: file.local for file in locals_})
         if plan.entry is not None and plan.entry.generation:
             locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
         report.enter(DownloadPhase.VERIFYING)
-        files = [await self._store(file, fetched) for file in locals_]
+        files = [await self._store(file, fetched, download.id) for file in locals_]
         report.enter(DownloadPhase.COMMITTING)
         # Once more: of a large model the first file may have been stored long ago.
-        await self.blobs.keep(Blob(file.digest, file.size_bytes) for file in files)
+        await self.blobs.keep((Blob(file.digest, file.size_bytes) for file in files), keeper=download.id)
         version_id = resolved.version_id or manifest_digest(files)[:_MANIFEST_CHARS]
         await self._record(download, plan, resolved, version_id, facts, files)
+        await self.blobs.let_go(download.id)
         return version_name(plan.model_id, version_id)
 
     def _source(self, plan: Plan) -> Source:
@@ -143,15 +143,19 @@ class Puller:
             return False
         return True
 
-    async def _fetch(self, source: Source, resolved: Resolved, ingest: Path, report: Reporter) -> "_Fetched":
-        """One file after another: the sources are others' servers, and one connection fills most lines."""
+    async def _fetch(self, source: Source, resolved: Resolved, name: str, report: Reporter) -> _Fetched:
+        """Into the ingest folder of that name.
+
+        One file after another: the sources are others' servers, and one connection fills most lines.
+        """
+        ingest = self.blobs.store.ingest(name)
         fetched = _Fetched()
         for index, file in enumerate(resolved.files):
 
             def arrived(num_bytes: int, size_bytes: int | None, index: int = index) -> None:
                 report.arrived(index, num_bytes, size_bytes)
 
-            if (blob := await self._stored(file)) is not None:
+            if (blob := await self._stored(file, name)) is not None:
                 target = self.blobs.store.blob_path(blob.digest)
                 fetched.stored[target] = blob
                 arrived(blob.size_bytes, blob.size_bytes)
@@ -164,7 +168,7 @@ class Puller:
             fetched.paths[file.path] = target
         return fetched
 
-    async def _stored(self, file: RemoteFile) -> Blob | None:
+    async def _stored(self, file: RemoteFile, keeper: str) -> Blob | None:
         """The blob that a file would become, if it is here and whole: of another model, or from before a kill."""
         if file.sha256 is None:
             return None
@@ -174,16 +178,17 @@ class Puller:
             return None
         blob = Blob(digest, size_bytes)
         try:
-            await self.blobs.keep([blob])
+            await self.blobs.keep([blob], keeper=keeper)
             await self.blobs.store.verify(blob)
         except (BlobNotFound, CorruptBlob):
             return None
         return blob
 
-    async def _store(self, file: LocalFile, fetched: "_Fetched") -> StoredFile:
+    async def _store(self, file: LocalFile, fetched: _Fetched, keeper: str) -> StoredFile:
         blob = fetched.stored.get(file.local)
         if blob is None:
-            blob = await self.blobs.adopt(file.local, digest=fetched.promised.get(file.local))
+            promised = fetched.promised.get(file.local)
+            blob = await self.blobs.adopt(file.local, keeper=keeper, digest=promised)
         return StoredFile(file.path, blob.size_bytes, blob.digest)
 
     async def _record(

@@ -152,11 +152,16 @@ async def check_refusals(running: Running) -> None:
     assert events[0].started.prompt_tokens == len("u:hi\na:")
 
 
+async def following(call: Any) -> Any:
+    """The next message; the types have it that there may be none."""
+    return await call.read()
+
+
 async def check_cancellation(running: Running) -> None:
     endless = text_request(stop=pb.StopConditions(ignore_eos=True, max_tokens=480))
     calls = [running.stub.Generate(endless) for _ in range(8)]  # Twice as many as there are slots.
     for call in calls[:4]:
-        assert (await call.read()).HasField("started")
+        assert (await following(call)).HasField("started")
     for call in calls:
         call.cancel()
     # Were their slots not free, this would wait for hundreds of steps.
@@ -169,7 +174,7 @@ async def check_cancellation(running: Running) -> None:
 
 async def check_death(running: Running) -> None:
     watch = running.stub.WatchLoadedModels(pb.WatchLoadedModelsRequest())
-    ready = (await watch.read()).loaded_model
+    ready = (await following(watch)).loaded_model
     assert ready.state == pb.LOADED_MODEL_STATE_READY
     endless = text_request(stop=pb.StopConditions(ignore_eos=True, max_tokens=480))
     calls = [running.stub.Generate(endless) for _ in range(3)]
@@ -180,13 +185,13 @@ async def check_death(running: Running) -> None:
         with pytest.raises(WorkerLost) as caught:
             await read_to_end(call)
         assert caught.value.retry_after_s is not None
-    failed = (await watch.read()).loaded_model
+    failed = (await following(watch)).loaded_model
     assert failed.state == pb.LOADED_MODEL_STATE_FAILED
     assert "SIGKILL" in failed.failure_message
     assert len(await generate(running, text_request())) > 3
-    states = [(await watch.read()).loaded_model.state]
+    states = [(await following(watch)).loaded_model.state]
     while states[-1] != pb.LOADED_MODEL_STATE_READY:
-        states.append((await watch.read()).loaded_model.state)
+        states.append((await following(watch)).loaded_model.state)
     assert set(states[:-1]) == {pb.LOADED_MODEL_STATE_LOADING}
     watch.cancel()
 

@@ -48,8 +48,9 @@ def upgrade() -> None:
     op.create_table(
         "kept_blobs",
         sa.Column("digest", sa.String(71), nullable=False),
+        sa.Column("keeper", sa.String(64), nullable=False),
         sa.Column("expire_time", Time, nullable=False),
-        sa.PrimaryKeyConstraint("digest", name="pk_kept_blobs"),
+        sa.PrimaryKeyConstraint("digest", "keeper", name="pk_kept_blobs"),
     )
 
 

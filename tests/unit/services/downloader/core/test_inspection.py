@@ -14,7 +14,7 @@ WEIGHTS = safetensors_bytes({"w": TENSOR})
 WHISPER = b"\x06\x00\x00\x00\x0c\x00WhisperSpec\x00" + bytes(40)
 
 
-def facts_of(folder: Path, files: Mapping[str, bytes | object]) -> Facts:
+def facts_of(folder: Path, files: Mapping[str, object]) -> Facts:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def test_a_vosk_folder_recognises_streams(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_model_is_refused_with_a_reason(
-    tmp_path: Path, files: Mapping[str, bytes | object], why: str
+    tmp_path: Path, files: dict[str, bytes | object], why: str
 ) -> None:
     with pytest.raises(UnsupportedFormat, match=why):
         facts_of(tmp_path, files)

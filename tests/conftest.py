@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from tests.postgres import PostgresServer, postgres_server
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lares-tests"
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
@@ -63,3 +65,10 @@ def korean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     )
     return file
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this run's own."""
+    with postgres_server() as server:
+        yield server

@@ -19,7 +19,7 @@ from services.registry.adapters.sql_store import SqlStore
 from services.registry.core.catalog import Catalog
 from services.registry.core.models import File, Format, Model, ModelFilter, ModelKind, Version, VersionKind
 from services.registry.core.watch import Wakeup, Watcher
-from tests.contract.postgres import PostgresServer
+from tests.postgres import PostgresServer
 
 NUM_KILLS = 5
 NUM_WRITERS = 8

@@ -49,6 +49,11 @@ class MemoryBlobStore:
         shutil.rmtree(folder)
         return size_bytes
 
+    async def move_ingest(self, name: str, to: str) -> None:
+        folder = self._root / "ingest" / parse_id(name)
+        if folder.exists():
+            folder.rename(self._root / "ingest" / parse_id(to))
+
     async def create(self, name: str) -> MemoryIngestFile:
         return MemoryIngestFile(self.ingest(name) / "blob")
 
@@ -75,6 +80,12 @@ class MemoryBlobStore:
 
     async def verify(self, blob: Blob) -> None:
         await self.check(blob)
+
+    def blob_path(self, digest: str) -> Path:
+        path = self._root / parse_digest(digest).replace(":", "-")
+        if digest in self.bytes_of:
+            path.write_bytes(self.bytes_of[digest])
+        return path
 
     async def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
         content = self.bytes_of.get(parse_digest(digest))

@@ -58,6 +58,7 @@ async def test_what_is_adopted_is_read_back_from_any_offset(store: BlobStore) ->
     assert blob == Blob(DIGEST, len(CONTENT))
     assert await store.size(DIGEST) == len(CONTENT)
     assert await store.blobs() == [blob]
+    assert store.blob_path(DIGEST).read_bytes() == CONTENT
     for offset in (0, 1, 1_048_576, len(CONTENT) - 1, len(CONTENT)):
         assert await contents(store.read(DIGEST, offset)) == CONTENT[offset:]
 
@@ -104,6 +105,14 @@ async def test_an_ingest_folder_is_dropped_with_all_in_it(store: BlobStore) -> N
     assert await store.drop_ingest("download-1") == 5
     assert await store.drop_ingest("download-1") == 0
     assert await store.ingests() == []
+
+
+async def test_what_has_arrived_can_be_handed_on(store: BlobStore) -> None:
+    (store.ingest("download-1") / "0.part").write_bytes(b"12345")
+    await store.move_ingest("download-1", "download-2")
+    await store.move_ingest("nothing", "download-3")
+    assert await store.ingests() == ["download-2"]
+    assert (store.ingest("download-2") / "0.part").read_bytes() == b"12345"
 
 
 async def test_a_view_shows_blobs_under_their_own_names(store: BlobStore) -> None:

@@ -41,7 +41,7 @@ async def test_the_starter_comes_from_pips_index_with_its_progress(host: Host) -
     assert pb.DOWNLOAD_PHASE_FETCHING in phases
     downloader: rpc.DownloaderServiceAsyncStub = rpc.DownloaderServiceStub(host.channel("downloader"))
     lease = (await downloader.CreateLease(pb.CreateLeaseRequest(version=done.version))).lease
-    (gguf,) = Path(lease.path).iterdir()
+    (gguf,) = Path(lease.path).glob("*.gguf")
     assert gguf.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert gguf.resolve().name.startswith("b179c952")
     again = (await pull(host, "smollm2-135m-instruct"))[-1]

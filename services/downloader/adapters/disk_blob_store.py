@@ -39,7 +39,7 @@ class DiskBlobStore:
         self._ingest = root / "ingest"
         self._blobs = root / "blobs" / "sha256"
         self._views_folder = root / "views"
-        self._views = DiskViews(self._views_folder, self._path)
+        self._views = DiskViews(self._views_folder, self.blob_path)
 
     def open(self) -> None:
         """Make its folders. Raises DiskFull, PermissionDenied."""
@@ -61,6 +61,12 @@ class DiskBlobStore:
         """Delete an ingest folder. Returns the bytes freed."""
         return await asyncio.to_thread(_drop_folder, self._ingest / parse_id(name))
 
+    async def move_ingest(self, name: str, to: str) -> None:
+        """Give what has arrived under one id to another."""
+        old, new = self._ingest / parse_id(name), self._ingest / parse_id(to)
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(old.rename, new)
+
     async def create(self, name: str) -> "DiskIngestFile":
         """Begin to write a file."""
         return DiskIngestFile(self.ingest(name) / "blob")
@@ -75,7 +81,7 @@ class DiskBlobStore:
 
     async def size(self, digest: str) -> int | None:
         """Length of a blob, or None."""
-        path = self._path(digest)
+        path = self.blob_path(digest)
         return await asyncio.to_thread(_size, path)
 
     async def check(self, blob: Blob) -> None:
@@ -86,9 +92,14 @@ class DiskBlobStore:
         """Read all of it."""
         await asyncio.to_thread(self._verify, blob)
 
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob lies. Raises InvalidDigest."""
+        hex_digits = parse_digest(digest).removeprefix("sha256:")
+        return self._blobs / hex_digits[:2] / hex_digits
+
     async def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
         """Its bytes in chunks."""
-        path = self._path(digest)
+        path = self.blob_path(digest)
         try:
             file = await asyncio.to_thread(path.open, "rb")
         except FileNotFoundError:
@@ -109,7 +120,7 @@ class DiskBlobStore:
 
     async def delete(self, digest: str) -> int:
         """Delete a blob. Returns the bytes freed."""
-        path = self._path(digest)
+        path = self.blob_path(digest)
         return await asyncio.to_thread(_delete_file, path)
 
     async def open_view(self, manifest: str, files: Sequence[StoredFile]) -> Path:
@@ -128,12 +139,8 @@ class DiskBlobStore:
         """Delete a view; the blobs stay."""
         await asyncio.to_thread(self._views.delete, manifest)
 
-    def _path(self, digest: str) -> Path:
-        hex_digits = parse_digest(digest).removeprefix("sha256:")
-        return self._blobs / hex_digits[:2] / hex_digits
-
     def _adopt(self, file: Path, blob: Blob) -> None:
-        path = self._path(blob.digest)
+        path = self.blob_path(blob.digest)
         with translated_disk_errors(path):
             if not path.parent.exists():
                 path.parent.mkdir(exist_ok=True)
@@ -144,7 +151,7 @@ class DiskBlobStore:
             _sync_folder(path.parent)
 
     def _check(self, blob: Blob) -> None:
-        path = self._path(blob.digest)
+        path = self.blob_path(blob.digest)
         try:
             found = path.stat()
         except FileNotFoundError:
@@ -160,7 +167,7 @@ class DiskBlobStore:
                 _seal(path)
 
     def _verify(self, blob: Blob) -> None:
-        path = self._path(blob.digest)
+        path = self.blob_path(blob.digest)
         try:
             whole = path.stat().st_size == blob.size_bytes and sha256_of(path) == blob.digest
         except OSError as error:

@@ -36,8 +36,6 @@ class HfSource:
         self._token = token
         self._limits = limits
         self._client: HttpClient | None = None
-        # Git's own ids of small files, for which the hub has no sha256.
-        self._git_ids: dict[str, str] = {}
 
     async def resolve(self, request: PullRequest) -> Resolved:
         """Ask the hub for the files of one commit."""
@@ -61,8 +59,8 @@ class HfSource:
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
         """Bring a file here."""
         await fetch(self._http(), file, target, on_bytes)
-        if (git_id := self._git_ids.get(file.url)) is not None:
-            await asyncio.to_thread(_check_git_id, file.path, target, git_id)
+        if file.git_id is not None:
+            await asyncio.to_thread(_check_git_id, file.path, target, file.git_id)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
@@ -87,11 +85,15 @@ class HfSource:
     def _remote_file(self, ref: ModelRef, commit: str, sibling: "RepoSibling") -> RemoteFile:
         from huggingface_hub import hf_hub_url
 
-        name = sibling.rfilename
-        url = hf_hub_url(ref.name, name, revision=commit, endpoint=self._endpoint)
-        if sibling.lfs is None and sibling.blob_id:
-            self._git_ids[url] = sibling.blob_id
-        return RemoteFile(name, url, sibling.size, sibling.lfs.sha256 if sibling.lfs is not None else None)
+        lfs = sibling.lfs
+        return RemoteFile(
+            path=sibling.rfilename,
+            url=hf_hub_url(ref.name, sibling.rfilename, revision=commit, endpoint=self._endpoint),
+            size_bytes=sibling.size,
+            sha256=lfs.sha256 if lfs is not None else None,
+            # Of small files the hub knows no sha256, only what git calls them.
+            git_id=sibling.blob_id if lfs is None else None,
+        )
 
     def _model_info(self, ref: ModelRef) -> "ModelInfo":
         # Imported when a hub is really asked: it is large, and most pulls need none.

@@ -18,6 +18,8 @@ from services.kit.errors import InternalError
 from services.kit.worker import Worker, WorkerSpec
 
 _START_TIMEOUT_S = 60.0
+# Whatever a hostile file makes of the worker, it finds no key there.
+_NO_SECRETS = dict.fromkeys(("HF_TOKEN", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"), "")
 
 
 class WorkerInspector:
@@ -54,6 +56,7 @@ async def _ask(request: Request) -> Answer:
         target="services.downloader.adapters.inspect_worker:main",
         init=Init(),
         events=Answer,
+        env=_NO_SECRETS,
         ready_timeout_s=_START_TIMEOUT_S,
     )
     worker = await Worker.start(spec)

@@ -32,6 +32,7 @@ MAX_QUEUED: Final = 1000
 
 _log = structlog.get_logger(__name__)
 
+_RECENT: Final = 100
 _PUBLISH_S: Final = 0.2
 _SAVE_S: Final = 5.0
 
@@ -105,7 +106,9 @@ class DownloadJobs:
                     f"{len(active)} downloads are waiting already; try again when some have ended"
                 )
             download = Download(new_id(), plan.source, plan.model_id, utc_now(), request_id=request_id)
+            # Recorded first: garbage collection knows an ingest folder by its download.
             await self._records.save_download(download)
+            await self._inherit(download)
             self._launch(download)
             return download
 
@@ -138,7 +141,10 @@ class DownloadJobs:
     async def cancel(self, download_id: str) -> Download:
         """End it and drop what has arrived. Raises DownloadNotFound, JobFinished."""
         download = await self._halt(download_id, lambda download: download.cancelled(utc_now()))
-        await self._puller.blobs.store.drop_ingest(download_id)
+        async with self._changing:
+            # It may have been resumed meanwhile.
+            if not (await self.get(download_id)).state.is_active:
+                await self._puller.blobs.store.drop_ingest(download_id)
         return download
 
     async def resume(self, download_id: str) -> Download:
@@ -151,6 +157,14 @@ class DownloadJobs:
             await self._records.save_download(queued)
             self._launch(queued)
             return queued
+
+    async def _inherit(self, download: Download) -> None:
+        """Whoever pulls again after a failure goes on from what that left."""
+        failed = await self._records.downloads([DownloadState.FAILED], before_id=None, limit=_RECENT)
+        for before in failed:
+            if (before.source, before.model_id) == (download.source, download.model_id):
+                await self._puller.blobs.store.move_ingest(before.id, download.id)
+                return
 
     def _launch(self, download: Download) -> None:
         live = self._live.get(download.id)
@@ -199,8 +213,11 @@ class DownloadJobs:
             report.publish()
 
     async def _settle(self, live: LiveDownload, download: Download) -> None:
-        """Written down before it is told."""
-        await self._records.save_download(download)
+        """Written down before it is told; told all the same if it cannot be, for somebody may be waiting."""
+        try:
+            await self._records.save_download(download)
+        except LaresError as error:
+            _log.error("download cannot be written down", download=download.name, why=error.message)
         live.publish(download)
 
     async def _halt(self, download_id: str, change: Callable[[Download], Download]) -> Download:

@@ -53,6 +53,9 @@ class BlobStore(Protocol):
     async def drop_ingest(self, name: str) -> int:
         """Delete an ingest folder. Returns the bytes freed; 0 if it is not there."""
 
+    async def move_ingest(self, name: str, to: str) -> None:
+        """Give what has arrived under one id to another. Nothing happens if there is none."""
+
     async def create(self, name: str) -> IngestFile:
         """Begin to write a file into the ingest folder of that id."""
 
@@ -73,6 +76,9 @@ class BlobStore(Protocol):
 
     async def verify(self, blob: Blob) -> None:
         """Read all of it. Raises CorruptBlob."""
+
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob lies, or would lie, to be read in place."""
 
     def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
         """Its bytes in chunks. Raises BlobNotFound, OffsetPastEnd."""
@@ -98,12 +104,13 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One thing to fetch. path: its name on its way. sha256: 64 hex digits, if the source tells it."""
+    """One thing to fetch. path: its name on its way. sha256, git_id: in hex, where the source tells them."""
 
     path: str
     url: str
     size_bytes: int | None = None
     sha256: str | None = None
+    git_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +137,10 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A model's file in an ingest folder. digest: as its source promised it, if it did."""
+    """A model's file, and where it lies: in an ingest folder, or as a blob."""
 
     path: str
     local: Path
-    digest: str | None = None
 
 
 class Source(Protocol):

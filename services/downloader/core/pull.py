@@ -9,7 +9,7 @@ stored, and the registry hears of a version only when all of it is.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -33,7 +33,14 @@ from services.downloader.core.ports import (
     Resolved,
     Source,
 )
-from services.kit.errors import CorruptBlob, ModelExists, Unavailable, Unsupported
+from services.kit.errors import (
+    BlobNotFound,
+    CorruptBlob,
+    InvalidReference,
+    ModelExists,
+    Unavailable,
+    Unsupported,
+)
 from services.kit.names import ModelRef, version_name
 
 T = TypeVar("T")
@@ -59,6 +66,15 @@ class Reporter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Fetched:
+    """paths: of what came, by its source's name. stored: those that are blobs. promised: digests of the others."""
+
+    paths: dict[str, Path] = field(default_factory=dict)
+    stored: dict[Path, Blob] = field(default_factory=dict)
+    promised: dict[Path, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Puller:
     """What every pull needs. sources: by provider. sleep: for tests."""
 
@@ -79,17 +95,16 @@ class Puller:
         if resolved.version_id is not None and await self._is_here(plan.model_id, resolved.version_id):
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
-        ingest = self.blobs.store.ingest(download.id)
         report.enter(DownloadPhase.FETCHING)
-        fetched = await _fetch(source, resolved, ingest, report)
+        fetched = await self._fetch(source, resolved, download.id, report)
         report.enter(DownloadPhase.UNPACKING)
-        folder = await asyncio.to_thread(_empty_folder, ingest)
-        locals_ = list(await source.unpack(request, fetched, folder))
+        folder = await asyncio.to_thread(_empty_folder, self.blobs.store.ingest(download.id))
+        locals_ = list(await source.unpack(request, fetched.paths, folder))
         facts = await self.inspector.inspect({file.path: file.local for file in locals_})
         if plan.entry is not None and plan.entry.generation:
             locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
         report.enter(DownloadPhase.VERIFYING)
-        files = [await self._store(file, download.id) for file in locals_]
+        files = [await self._store(file, fetched, download.id) for file in locals_]
         report.enter(DownloadPhase.COMMITTING)
         # Once more: of a large model the first file may have been stored long ago.
         await self.blobs.keep((Blob(file.digest, file.size_bytes) for file in files), keeper=download.id)
@@ -128,8 +143,52 @@ class Puller:
             return False
         return True
 
-    async def _store(self, file: LocalFile, keeper: str) -> StoredFile:
-        blob = await self.blobs.adopt(file.local, keeper=keeper, digest=file.digest)
+    async def _fetch(self, source: Source, resolved: Resolved, name: str, report: Reporter) -> _Fetched:
+        """Into the ingest folder of that name.
+
+        One file after another: the sources are others' servers, and one connection fills most lines.
+        """
+        ingest = self.blobs.store.ingest(name)
+        fetched = _Fetched()
+        for index, file in enumerate(resolved.files):
+
+            def arrived(num_bytes: int, size_bytes: int | None, index: int = index) -> None:
+                report.arrived(index, num_bytes, size_bytes)
+
+            if (blob := await self._stored(file, name)) is not None:
+                target = self.blobs.store.blob_path(blob.digest)
+                fetched.stored[target] = blob
+                arrived(blob.size_bytes, blob.size_bytes)
+            else:
+                # Numbered, so that no name of theirs becomes one of ours.
+                target = ingest / f"{index:05}.part"
+                await source.fetch(file, target, arrived)
+                if file.sha256 is not None:
+                    fetched.promised[target] = f"sha256:{file.sha256}"
+            fetched.paths[file.path] = target
+        return fetched
+
+    async def _stored(self, file: RemoteFile, keeper: str) -> Blob | None:
+        """The blob that a file would become, if it is here and whole: of another model, or from before a kill."""
+        if file.sha256 is None:
+            return None
+        digest = f"sha256:{file.sha256}"
+        size_bytes = await self.blobs.store.size(digest)
+        if size_bytes is None:
+            return None
+        blob = Blob(digest, size_bytes)
+        try:
+            await self.blobs.keep([blob], keeper=keeper)
+            await self.blobs.store.verify(blob)
+        except (BlobNotFound, CorruptBlob):
+            return None
+        return blob
+
+    async def _store(self, file: LocalFile, fetched: _Fetched, keeper: str) -> StoredFile:
+        blob = fetched.stored.get(file.local)
+        if blob is None:
+            promised = fetched.promised.get(file.local)
+            blob = await self.blobs.adopt(file.local, keeper=keeper, digest=promised)
         return StoredFile(file.path, blob.size_bytes, blob.digest)
 
     async def _record(
@@ -170,21 +229,6 @@ class Puller:
         return await ask()
 
 
-async def _fetch(source: Source, resolved: Resolved, ingest: Path, report: Reporter) -> dict[str, Path]:
-    """One file after another: the sources are others' servers, and one connection fills most lines."""
-    fetched = {}
-    for index, file in enumerate(resolved.files):
-        # Numbered, so that no name of theirs becomes one of ours.
-        target = ingest / f"{index:05}.part"
-
-        def arrived(num_bytes: int, size_bytes: int | None, index: int = index) -> None:
-            report.arrived(index, num_bytes, size_bytes)
-
-        await source.fetch(file, target, arrived)
-        fetched[file.path] = target
-    return fetched
-
-
 def _recommendation(entry: CatalogEntry, files: Sequence[LocalFile], folder: Path) -> list[LocalFile]:
     """A generation_config.json with what the catalogue knows, unless the package brought its own."""
     if any(file.path == _GENERATION_CONFIG for file in files):
@@ -204,5 +248,8 @@ def _empty_folder(ingest: Path) -> Path:
 
 
 def _origin(source: str) -> str:
-    """A reference without its revision."""
-    return str(replace(ModelRef.parse(source), revision=None)) if source else ""
+    """A reference without its revision; what is none, such as a job's name, stands for itself."""
+    try:
+        return str(replace(ModelRef.parse(source), revision=None))
+    except InvalidReference:
+        return source

@@ -67,14 +67,13 @@ class SlowSource:
         self.go = asyncio.Event()
         if go:
             self.go.set()
-        self.num_resolved = 0
+        self.sha256: str | None = None
         self.num_fetched = 0
 
     async def resolve(self, request: PullRequest) -> Resolved:
-        self.num_resolved += 1
         ref = request.refs[0]
         revision = ref.revision or "1"
-        file = RemoteFile("m.gguf", "http://x/m.gguf", len(self.content))
+        file = RemoteFile("m.gguf", "http://x/m.gguf", len(self.content), self.sha256)
         return Resolved(f"pypi:{ref.name}=={revision}", revision, revision, (file,))
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:

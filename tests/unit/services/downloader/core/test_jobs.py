@@ -1,6 +1,7 @@
 """The queue: one transfer for many callers, pauses, restarts, and watchers who see all of it."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from services.downloader.core.download import Download, DownloadPhase, DownloadS
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.pull import Puller
 from services.kit.errors import (
+    DiskFull,
     DownloadNotFound,
     JobFinished,
     SourceNotFound,
@@ -89,6 +91,19 @@ async def test_a_model_that_is_here_succeeds_at_once_and_fetches_nothing(house: 
     assert house.source.num_fetched == 1
 
 
+async def test_a_file_that_is_stored_already_is_not_fetched_for_another_model(house: House) -> None:
+    house.source.go.set()
+    house.source.sha256 = hashlib.sha256(house.source.content).hexdigest()
+    first = await house.ended(await house.jobs.create("pypi:a"))
+    second = await house.ended(await house.jobs.create("pypi:b"))
+    assert house.registry.versions[first.version].files == house.registry.versions[second.version].files
+    assert (second.completed_bytes, house.source.num_fetched) == (7, 1)
+    assert house.store.bytes_of == {f"sha256:{house.source.sha256}": b"weights"}
+    house.store.damaged.update(house.store.bytes_of)
+    await house.ended(await house.jobs.create("pypi:c"))
+    assert house.source.num_fetched == 2
+
+
 async def test_pulling_a_model_again_repairs_a_damaged_blob(house: House) -> None:
     house.source.go.set()
     await house.ended(await house.jobs.create("pypi:tiny"))
@@ -161,6 +176,30 @@ async def test_a_failure_says_why_and_can_be_resumed(house: House) -> None:
     house.source.failure = None
     await house.jobs.resume(failed.id)
     assert (await house.ended(failed)).state is DownloadState.SUCCEEDED
+
+
+async def test_a_new_pull_after_a_failure_goes_on_from_what_that_left(house: House) -> None:
+    house.source.go.set()
+    house.source.failure = SourceUnavailable("the index is down")
+    failed = await house.ended(await house.jobs.create("pypi:tiny"))
+    again = await house.ended(await house.jobs.create("pypi:tiny"))
+    assert again.id != failed.id
+    assert await house.store.ingests() == [again.id]
+
+
+async def test_a_database_that_cannot_be_written_leaves_no_watcher_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = await house.jobs.create("pypi:tiny")
+    watching = asyncio.create_task(house.ended(download))
+    await house.source.fetching.wait()
+
+    async def refuse(download: Download) -> None:
+        raise DiskFull("no room left")
+
+    monkeypatch.setattr(house.records, "save_download", refuse)
+    house.source.go.set()
+    assert (await watching).state is DownloadState.SUCCEEDED
 
 
 async def test_a_bug_ends_one_download_and_tells_nothing_of_our_insides(house: House) -> None:

@@ -77,25 +77,27 @@ def test_make_up_serves_and_ends_at_ctrl_c(tmp_path: Path, house: House) -> None
         "LARES_GRPC": "127.0.0.1:0",
         "LARES_CLI_STARTER": "none",
     }
-    process = subprocess.Popen(
+    with subprocess.Popen(
         ["make", "--no-print-directory", "-C", str(ROOT), "up"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        ready = next(line for line in process.stdout if line.startswith("lares ready"))
-        assert re.fullmatch(r"lares ready http=127\.0\.0\.1:\d+ grpc=127\.0\.0\.1:\d+\n", ready)
-        shown = re.findall(r"^lares ready .*\n", README, re.MULTILINE)
-        assert [re.sub(r":\d+", ":0", line) for line in shown] == [re.sub(r":\d+", ":0", ready)]
-        os.killpg(process.pid, signal.SIGINT)  # As the terminal does: everything in the foreground gets it.
-        process.wait(60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            ready = next(line for line in process.stdout if line.startswith("lares ready"))
+            assert re.fullmatch(r"lares ready http=127\.0\.0\.1:\d+ grpc=127\.0\.0\.1:\d+\n", ready)
+            shown = re.findall(r"^lares ready .*\n", README, re.MULTILINE)
+            assert [re.sub(r":\d+", ":0", line) for line in shown] == [re.sub(r":\d+", ":0", ready)]
+            # As the terminal does: everything in the foreground gets it, make too, which dies of it.
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(60) == -signal.SIGINT
+            assert process.stdout.read() == ""  # All who could write to it are gone.
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_make_test_is_what_ci_runs() -> None:

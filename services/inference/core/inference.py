@@ -18,6 +18,9 @@ from services.kit.errors import InvalidArgument, UnsupportedParameter, WrongMode
 MAX_EMBED_INPUTS: Final = 2048
 MAX_CACHE_SALT_CHARS: Final = 128
 
+# A client may send the seed back to repeat an answer: JavaScript holds no larger whole number exactly.
+_SEED_BITS: Final = 53
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -102,8 +105,7 @@ class Inference:
         """Started, deltas, ended. Closing the generator early frees the slot."""
         request.check()
         model = await self._resolve(request.model, ModelKind.TEXT_GENERATION)
-        # 63 bits: a seed must survive clients whose integers have a sign.
-        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        seed = secrets.randbits(_SEED_BITS) if request.sampling.seed is None else request.sampling.seed
         began_s, create_time = time.monotonic(), datetime.now(UTC)
         was_loaded = self._pool.is_ready(model.version.name)
         async with self._pool.use(model, request.keep_alive_s) as entry:

@@ -69,7 +69,7 @@ def test_commands_of_a_block_work(block: str, house: House, workshop: Path) -> N
         assert "Paris" in "".join(re.findall(r"[\w .]+", printed))
 
 
-def test_make_up_serves_and_ends_at_ctrl_c(tmp_path: Path, house: House) -> None:
+def test_make_up_serves_and_ends_at_ctrl_c(tmp_path: Path) -> None:
     assert TWO_COMMANDS[0] in SHELL
     environment = os.environ | {
         "LARES_HOME": str(tmp_path / "home"),

@@ -17,7 +17,13 @@ from cli.settings import CliSettings
 from lares.inference.v1 import inference_pb2
 from lares.registry.v1 import registry_pb2
 from services.kit.channels import translate_errors
-from services.kit.errors import FailedPrecondition, InvalidArgument, LaresError
+from services.kit.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    LaresError,
+    NotFound,
+    ResourceExhausted,
+)
 from services.kit.process import Part, run_until_signalled
 from services.kit.server import Build, GrpcServer, Host
 from services.kit.settings import SERVICES, Settings
@@ -66,7 +72,7 @@ def _serve(overrides: console.Overrides, names: Sequence[str], *, with_starter: 
 @contextlib.contextmanager
 def _own(home: Path, names: Sequence[str]) -> Iterator[None]:
     """Hold a home's services. Two processes over one database file and one queue would each undo the other's work."""
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)  # Prompts and keys are nobody else's to read.
     with contextlib.ExitStack() as held:
         for name in names:
             if name == GATEWAY:
@@ -112,7 +118,7 @@ def _builder(module: str) -> Build:
 
 
 class _Starter:
-    """Gives a house without any model its first one, so that a newcomer has something to talk to."""
+    """Gives a house without any model its first one, and has it in memory when the house starts again."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -129,6 +135,8 @@ class _Starter:
                 if not listed.models:
                     await pull_model(client, self._name)
                     await self._prepare(client)
+                else:
+                    await self._warm(client)
         except LaresError as error:
             console.err.print(
                 f"no starter model: {error}; `lares pull {self._name}` tries again", markup=False
@@ -148,6 +156,11 @@ class _Starter:
                         return
             finally:
                 watch.cancel()
+
+    async def _warm(self, client: Client) -> None:
+        """Begin to load it, so that the first request waits less. It leaves again if nobody asks it anything."""
+        with contextlib.suppress(NotFound, FailedPrecondition, ResourceExhausted), translate_errors():
+            await client.inference.LoadModel(inference_pb2.LoadModelRequest(model=self._name))
 
     async def stop(self) -> None:
         """Nothing to do: the pull pauses when it is cancelled."""

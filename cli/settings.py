@@ -14,5 +14,5 @@ class CliSettings(ServiceSettings):
 
     starter: str = Field(
         default="smollm2-135m-instruct",
-        description="Model that `lares up` pulls into a house that has none yet, and begins to load; none does neither.",
+        description="Model that `lares up` pulls into a house that has none yet, and begins to load; none: neither.",
     )

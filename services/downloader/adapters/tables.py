@@ -1,47 +1,17 @@
 """The downloader's tables. Bytes are not in them, only what is to be said about bytes."""
 
-from datetime import UTC, datetime
-
 from sqlalchemy import (
     JSON,
     Column,
-    DateTime,
-    Dialect,
     MetaData,
     String,
     Table,
     Text,
-    TypeDecorator,
 )
 
+from services.kit.columns import NAMING, Id, UtcTime
 
-class UtcTime(TypeDecorator[datetime]):
-    """An aware time. SQLite keeps no zone, so what it gives back is UTC, as what it was given."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To the driver."""
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """From the driver."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-# Ids are compared and sorted by code point, whatever the language that the server was set up in.
-Id = String(128).with_variant(String(128, collation="C"), "postgresql")
-
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    }
-)
+metadata = MetaData(naming_convention=NAMING)
 
 downloads = Table(
     "downloads",

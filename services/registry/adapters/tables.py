@@ -1,6 +1,5 @@
 """The tables. What is searched or filtered by has a column; labels and languages, only shown, are JSON."""
 
-from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Generic, TypeVar
 
@@ -8,7 +7,6 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
-    DateTime,
     Dialect,
     ForeignKey,
     ForeignKeyConstraint,
@@ -22,6 +20,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
+from services.kit.columns import NAMING, Id, UtcTime
 from services.registry.core.models import (
     Capability,
     Format,
@@ -54,35 +53,9 @@ class Named(TypeDecorator[E], Generic[E]):
         return None if value is None else self.enum[value]
 
 
-class UtcTime(TypeDecorator[datetime]):
-    """An aware time. SQLite keeps no zone, so what it gives back is UTC, as what it was given."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To the driver."""
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """From the driver."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-# Ids are compared and sorted by code point, whatever the language that the server was set up in.
-Id = String(128).with_variant(String(128, collation="C"), "postgresql")
 Serial = BigInteger().with_variant(Integer, "sqlite")
 
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(referred_table_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    }
-)
+metadata = MetaData(naming_convention=NAMING)
 
 models = Table(
     "models",

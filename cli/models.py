@@ -265,16 +265,16 @@ def rm(
             (name, await client.registry.ResolveModel(registry_pb2.ResolveModelRequest(reference=name)))
             for name in names
         ]
-        going = [_described(name, one) for name, one in found]
+        going = [await _described(client, name, one) for name, one in found]
         if dry_run:
             if as_json:
                 console.print_json({"dry_run": True, "removed": going})
             for one in () if as_json else going:
-                console.out.print(f"would remove {one['name']} ({console.size_text(one['size_bytes'])})")
+                console.out.print(f"would remove {_told(one)}", markup=False)
             return
         if not (yes or as_json):
             for one in going:
-                console.err.print(f"{one['name']} ({console.size_text(one['size_bytes'])})", markup=False)
+                console.err.print(_told(one), markup=False)
             typer.confirm("Remove?", abort=True, err=True)
         for _, resolved in found:
             await _unload(client, resolved)
@@ -290,9 +290,22 @@ def rm(
     console.run(ctx, work)
 
 
-def _described(name: str, found: registry_pb2.ResolveModelResponse) -> dict[str, Any]:
-    size_bytes = found.adapter.size_bytes if found.HasField("adapter") else found.model.size_bytes
-    return {"name": name, "size_bytes": size_bytes}
+async def _described(client: Client, name: str, found: registry_pb2.ResolveModelResponse) -> dict[str, Any]:
+    """What goes with a name: the adapters on a model go with it."""
+    if found.HasField("adapter"):
+        return {"name": name, "size_bytes": found.adapter.size_bytes, "adapters": []}
+    versions = [version async for version in all_versions(client, found.model.name)]
+    adapters = [
+        parse_version_name(version.name)[1]
+        for version in versions
+        if version.kind == registry_pb2.VERSION_KIND_ADAPTER
+    ]
+    return {"name": name, "size_bytes": found.model.size_bytes, "adapters": adapters}
+
+
+def _told(one: dict[str, Any]) -> str:
+    adapters = f", with its adapters {', '.join(one['adapters'])}" if one["adapters"] else ""
+    return f"{one['name']} ({console.size_text(one['size_bytes'])}{adapters})"
 
 
 async def _unload(client: Client, found: registry_pb2.ResolveModelResponse) -> None:
@@ -325,9 +338,9 @@ async def all_models(client: Client, query: str = "") -> AsyncIterator[registry_
         request.page_token = page.next_page_token
 
 
-async def all_versions(client: Client) -> AsyncIterator[registry_pb2.Version]:
-    """Every version of every model, page by page."""
-    request = registry_pb2.ListVersionsRequest(parent="models/-", page_size=1000)
+async def all_versions(client: Client, model: str = "models/-") -> AsyncIterator[registry_pb2.Version]:
+    """Every version of a model, or of all, page by page."""
+    request = registry_pb2.ListVersionsRequest(parent=model, page_size=1000)
     while True:
         page = await client.registry.ListVersions(request)
         for version in page.versions:

@@ -80,6 +80,7 @@ async def test_lora_job_over_grpc_streams_its_progress(house: House, lessons: Pa
     # One step's loss is mostly its examples; the means over the job's ends tell what was learned.
     assert fmean(at.loss for at in steps[-5:]) < fmean(at.loss for at in steps[:5])
     assert any(event.WhichOneof("detail") == "checkpoint" for event in events)
+    assert "over-grpc" in house.json("rm", STARTER, "--dry-run")["removed"][0]["adapters"]
     assert (
         house.json("chat", "What is chemistry?", "--model", job.served_name, "--max-tokens", "8")["version"]
         == job.result_version

@@ -1,8 +1,10 @@
 """Native code in a child process: start it, call it, lose it without losing more than its calls.
 
-    spec: WorkerSpec[Open | More, Token | Done] = WorkerSpec("chat", "services.inference.adapters.x:main",
-    init, events=...) worker = await Worker.start(spec) async with worker.call(Open(...)) as call:
-        async for event in call: ...
+    spec = WorkerSpec(name="chat", target="services.inference.adapters.engine_worker:main", init=..., events=...)
+    worker = await Worker.start(spec)
+    async with worker.call(request) as call:
+        async for event in call:
+            ...
 
 The child runs `worker_main.py`; what crosses is described in `worker_frames.py`. All of the parent's side
 belongs to one event loop. Events that are not read yet wait in memory, so that one slow reader holds up

@@ -1,5 +1,4 @@
-"""GGUF to safetensors, once. `main` runs in a child process of its own, because it parses what strangers wrote.
-"""
+"""GGUF to safetensors, once. `main` runs in a child process of its own, because it parses what strangers wrote."""
 
 import functools
 import json
@@ -60,7 +59,6 @@ def _keep_recommendation(source: Path, target: Path) -> None:
 
 
 def _parse_once() -> None:
-    """Halve the time: transformers parses the file three times, and builds the same table of names for every module.
-    """
+    """Halve the time: transformers parses the file three times, and builds a table of names for every module."""
     gguf.GGUFReader = functools.lru_cache(gguf.GGUFReader)  # type: ignore[misc, assignment]
     gguf.get_tensor_name_map = functools.lru_cache(gguf.get_tensor_name_map)

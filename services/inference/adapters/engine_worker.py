@@ -1,5 +1,4 @@
-"""The worker of a language model. `main` runs in a child process of its own and holds the model, its loop and its adapters.
-"""
+"""The worker of a language model. `main` runs in a child process and holds the model, its loop, its adapters."""
 
 from pathlib import Path
 

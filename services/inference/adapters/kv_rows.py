@@ -38,8 +38,7 @@ class _RowsLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """One new token for each row: (rows, kv heads, 1, head size). Returns all of them: (rows, kv heads, span, head size).
-        """
+        """One new token a row: (rows, kv heads, 1, head size). Returns all: (rows, kv heads, span, head size)."""
         rows = self._rows
         self.key_rows[rows.indices, :, rows.positions] = key_states[:, :, 0]
         self.value_rows[rows.indices, :, rows.positions] = value_states[:, :, 0]

@@ -23,8 +23,7 @@ class TokenizerVocabulary:
         return text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token: byte-level BPE spells each as a character, sentencepiece spells odd ones `<0xE2>`.
-        """
+        """The bytes of one token: byte-level BPE spells each as a character, sentencepiece spells odd ones `<0xE2>`."""
         piece = self._tokenizer.convert_ids_to_tokens(token_id)
         if not isinstance(piece, str):  # A row of the embedding that no token has.
             return b""
@@ -43,8 +42,7 @@ def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _byte_of_char() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones stand for themselves, the others for characters from U+0100 on, in order.
-    """
+    """GPT-2's spelling of bytes: printable ones stand for themselves, the others for U+0100 and on, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     spelled = {chr(byte): byte for byte in printable}

@@ -26,8 +26,7 @@ from services.kit.errors import ContextLengthExceeded, InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class LoopRequest:
-    """One generation as the loop takes it: a prompt in tokens, and what was asked. echo: the prompt's text, to be shown first.
-    """
+    """One generation as the loop takes it. echo: the prompt's text, to be shown first."""
 
     request_id: int
     prompt: Sequence[int]

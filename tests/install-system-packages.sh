@@ -6,6 +6,8 @@ missing=
 command -v npm >/dev/null || missing="$missing nodejs npm" # the TypeScript client
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql" # the production database
 [ -d /usr/share/pocketsphinx/test ] || missing="$missing pocketsphinx-testdata" # English speech with transcripts
+command -v espeak-ng >/dev/null || missing="$missing espeak-ng" # Korean speech, of which no registry has a recording
+command -v curl >/dev/null || missing="$missing curl" # the README's examples
 
 [ -n "$missing" ] || exit 0
 

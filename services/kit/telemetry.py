@@ -10,7 +10,7 @@ of defence, not a licence: a secret has no business in a log call.
 import logging
 import re
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import prometheus_client
 import structlog
@@ -59,7 +59,7 @@ def configure_logging(level: str = "info", log_format: str = "console") -> None:
             )
         ]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -71,6 +71,19 @@ def configure_logging(level: str = "info", log_format: str = "console") -> None:
     root.setLevel(level.upper())
     for chatty in ("httpx2", "httpcore2", "urllib3", "asyncio", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is now: a progress bar takes its place while it is drawn, to keep lines apart."""
+
+    @property
+    def stream(self) -> TextIO:
+        """Where to write."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        """The constructor sets it; it stays what it is."""
 
 
 def add_request_id(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

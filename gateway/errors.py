@@ -18,6 +18,20 @@ _HTTP_ERRORS = {
 }
 
 
+# The contract groups its fields; OpenAI's requests are flat. Some fields have another name there.
+_GROUPS = ("sampling.", "stop.", "output.", "config.", "chat.", "job.hyperparameters.", "job.")
+_PARAMS = {
+    "chunk": "file",
+    "text": "prompt",
+    "tokens": "prompt",
+    "num_choices": "n",
+    "base_model": "model",
+    "dataset": "training_file",
+    "validation_dataset": "validation_file",
+    "adapter_id": "suffix",
+}
+
+
 class ClientDisconnected(Exception):
     """The client hung up: nobody is left to answer."""
 
@@ -27,6 +41,7 @@ def error_body(error: Exception, request_id: str) -> tuple[int, dict[str, Any], 
     match error:
         case LaresError():
             status, body, headers = to_openai(error)
+            body["error"]["param"] = _param(body["error"]["param"])
             if isinstance(error, PayloadTooLarge):
                 headers["connection"] = "close"  # The rest of the body is not worth reading.
             return status, body, headers
@@ -38,6 +53,15 @@ def error_body(error: Exception, request_id: str) -> tuple[int, dict[str, Any], 
             return to_openai(
                 InternalError(f"something broke inside Lares; its log tells what, under request {request_id}")
             )
+
+
+def _param(field: str | None) -> str | None:
+    """What the HTTP request calls a field of the contract: `sampling.temperature` is `temperature`."""
+    if field is None:
+        return None
+    group = next((group for group in _GROUPS if field.startswith(group)), "")
+    name = field.removeprefix(group)
+    return _PARAMS.get(name, name)
 
 
 def error_response(error: Exception, request_id: str) -> Response:

@@ -26,7 +26,7 @@ class Layout:
 class CatalogEntry:
     """One short name. sources: in the order in which their parts are joined.
 
-    generation: what its publisher says about sampling, in the words of generation_config.json, for a package
+    generation: how to sample unless a request says, in the words of generation_config.json, for a package
     that lacks that file.
     """
 

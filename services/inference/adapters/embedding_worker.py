@@ -29,10 +29,9 @@ def main(init: EmbedderInit, port: WorkerPort[Embed, Embedded]) -> None:
     port.progress(LoadProgress(0.5))
     embedder = Embedder(Path(init.folder), init.device)
     port.ready(embedder.loaded)
-    cancelled: set[int] = set()
     while not port.closed:
         for incoming in port.receive():
-            if incoming.message is None or incoming.call_id in cancelled:
+            if incoming.message is None:
                 continue
             try:
                 port.post(

@@ -1,9 +1,8 @@
 """The training worker: LoRA by a loop of our own on torch and peft. Runs in a child process.
 
-Not trl's SFTTrainer: what a Trainer of a library hides is what this loop is about, that a run which was
-killed and resumed ends
-with the very weights of one that was not, that a checkpoint is whole or is none, and that a cancelled job
-stops between two micro-batches.
+Not trl's SFTTrainer: what a library's trainer hides is what this loop is about, that a run which was killed
+and resumed ends with the very weights of one that was not, that a checkpoint is whole or is none, and that a
+cancelled job stops between two micro-batches.
 """
 
 import os

@@ -12,6 +12,7 @@ def connection_class(header_timeout_s: float) -> type[asyncio.Protocol]:
     class Connection(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
 
+        # uvicorn narrows what asyncio calls a BaseTransport, which a subclass may not do again.
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._start_clock()

@@ -188,7 +188,7 @@ def states_from_proto(states: Sequence[int]) -> frozenset[JobState]:
     unknown = [state for state in states if state not in _STATES_FROM_PROTO]
     if unknown:
         raise InvalidArgument.at("states", f"{unknown[0]} is no state of a job")
-    return frozenset(_STATES_FROM_PROTO[state] for state in states)  # type: ignore[index]
+    return frozenset(_STATES_FROM_PROTO[state] for state in states)  # type: ignore[index]  # Enums are ints on the wire.
 
 
 def _timestamp(time: datetime) -> Timestamp:

@@ -75,7 +75,7 @@ def _link(blob: Path, target: Path) -> None:
     # From its place in the finished view, which is as deep as the one that is being made.
     try:
         target.symlink_to(os.path.relpath(blob, target.parent))
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError):  # The latter where the platform has no links at all.
         try:
             os.link(blob, target)
         except OSError:

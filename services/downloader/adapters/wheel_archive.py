@@ -50,6 +50,7 @@ class WheelArchive:
             self._zip = zipfile.ZipFile(self._file)
             self._members = self._checked_members(path.stat().st_size)
             self._digests = self._read_record()
+        # NotImplementedError is zipfile's word for a version or a compression that it cannot read.
         except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
             self._file.close()
             raise UnsupportedFormat(f"{path.name} is no wheel that can be read: {error}") from error
@@ -84,6 +85,7 @@ class WheelArchive:
                         raise UnsupportedFormat(f"{member} in {self._name} is longer than it declares")
                     sha256.update(chunk)
                     yield chunk
+        # NotImplementedError, as above: a member may differ from what the directory says of it.
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise DigestMismatch(f"{member} in {self._name} is damaged: {error}") from error
         if sha256.digest() != expected:

@@ -190,7 +190,7 @@ class DownloadJobs:
                 version = await self._pull(live)
             except LaresError as error:
                 ended = live.download.failed(Failure.of(error), utc_now())
-            except Exception:
+            except Exception:  # A bug of ours ends this download, told and logged; the queue goes on.
                 _log.exception("download failed for a reason that is ours", download=live.download.name)
                 bug = InternalError(
                     "the download failed for a reason that is ours; the service's log says more"

@@ -101,6 +101,7 @@ def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
         )
     except (ValueError, OSError, KeyError) as error:
         raise UnsupportedFormat(f"the model cannot be loaded: {error}") from error
+    # transformers wraps `to` in a decorator that hides its signature from mypy.
     model.to(placement.device)  # type: ignore[arg-type]
     model.train(False)
     return model
@@ -150,8 +151,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _number(found: Mapping[str, Any], key: str) -> float | None:

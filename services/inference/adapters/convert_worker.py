@@ -34,6 +34,7 @@ def main(init: ConvertInit, port: WorkerPort[ConvertInit, Converted]) -> None:
             local_files_only=True,
             trust_remote_code=False,
         )
+    # NotImplementedError is gguf's word for a quantization that it cannot undo.
     except (ValueError, KeyError, NotImplementedError, OSError, IndexError) as error:
         raise UnsupportedFormat(f"{file} cannot be converted: {error}") from error
     port.progress(LoadProgress(0.8))
@@ -60,5 +61,6 @@ def _keep_recommendation(source: Path, target: Path) -> None:
 
 def _parse_once() -> None:
     """Halve the time: transformers parses the file three times, and builds a table of names for every module."""
+    # To mypy a class and a cached maker of it are two things; transformers only calls it.
     gguf.GGUFReader = functools.lru_cache(gguf.GGUFReader)  # type: ignore[misc, assignment]
     gguf.get_tensor_name_map = functools.lru_cache(gguf.get_tensor_name_map)

@@ -14,13 +14,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 _TOKEN_STEP = 256
 
 
-class _RowsLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class _RowsLayer(CacheLayerMixin):
     """Keys and values of one layer: (row capacity, kv heads, token capacity, head size)."""
 
     is_sliding = False
 
     def __init__(self, rows: "KvRows") -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # The base's has no annotations.
         self._rows = rows
         self.key_rows = self.value_rows = torch.empty(0)
 

@@ -95,13 +95,13 @@ def _penalize(logits: Tensor, sequence: EngineSequence) -> None:
     sampling = sequence.sampling
     if sampling.repetition_penalty != 1.0:
         seen = torch.tensor([*sequence.prompt, *sequence.output], device=logits.device)
-        seen = seen.unique()  # type: ignore[no-untyped-call]  # (seen,)
+        seen = seen.unique()  # (seen,)
         values = logits[seen]
         penalty = sampling.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if sequence.output and (sampling.presence_penalty or sampling.frequency_penalty):
         said = torch.tensor(sequence.output, device=logits.device)
-        token_ids, counts = said.unique(return_counts=True)  # type: ignore[no-untyped-call]  # (said,) each
+        token_ids, counts = said.unique(return_counts=True)  # (said,) each
         logits[token_ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
 
 

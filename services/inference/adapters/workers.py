@@ -89,10 +89,11 @@ class ProcessWorkerFactory:
 
     def _spec(self, model: ResolvedModel, folder: str) -> WorkerSpec[Any, Any]:
         if model.kind is ModelKind.EMBEDDING:
-            target, events = "services.inference.adapters.embedding_worker:main", Embedded
+            target = "services.inference.adapters.embedding_worker:main"
+            events: type[Embedded | Step] = Embedded
             init: EmbedderInit | EngineInit = EmbedderInit(folder, self._device)
         else:
-            target, events = "services.inference.adapters.engine_worker:main", Step  # type: ignore[assignment]
+            target, events = "services.inference.adapters.engine_worker:main", Step
             init = EngineInit(folder, self._device, self._max_sequences)
         return WorkerSpec(
             name=model.name,

@@ -150,7 +150,7 @@ def resolve_sampling(
             values[item.name] = value
     # The golden-ratio step of SplitMix64 keeps neighbouring choices' generators apart.
     values["seed"] = (seed + choice * 0x9E3779B97F4A7C15) % 2**64
-    return Sampling(**values)  # type: ignore[arg-type]
+    return Sampling(**values)  # type: ignore[arg-type]  # By name, from classes that say what each is.
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, *, above: bool = False) -> None:

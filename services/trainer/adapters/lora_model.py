@@ -94,7 +94,7 @@ def _lora_config(spec: JobSpec) -> LoraConfig:
     lora = spec.lora
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # Said to be int; any number scales.
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules) or "all-linear",
         task_type="CAUSAL_LM",

@@ -139,7 +139,7 @@ class TrainingRun:
         for part in micro_batches(batch, self._init.micro_batch_tokens):
             self._stay_alive()
             loss = self._model.loss_sum(part)
-            (loss / num_targets).backward()  # type: ignore[no-untyped-call]
+            (loss / num_targets).backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
         for group in self._optimizer.param_groups:

@@ -120,7 +120,7 @@ class Run:
                     await self._wait_for_service(error)
                 except LaresError as error:
                     return await self._fail(error)
-                except Exception:
+                except Exception:  # A bug of ours ends this job, told and logged; the queue goes on.
                     _log.exception("jobs/%s failed inside", self._job.job_id)
                     return await self._fail(InternalError("see the log"))
 

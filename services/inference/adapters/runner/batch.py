@@ -4,7 +4,7 @@ Rows are tokens. Chunks of one token come first, those with the longest past at 
 Everything here is made once a step and shared by all layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,13 @@ class Batch:
     kv_rows: Tensor
     last_rows: Tensor
     plans: dict[int | None, AttentionPlan]
+
+    def rows(self) -> Iterator[tuple[Chunk, range]]:
+        """Each chunk and its rows."""
+        first = 0
+        for chunk in self.chunks:
+            yield chunk, range(first, first + chunk.num_tokens)
+            first += chunk.num_tokens
 
 
 class Batcher:

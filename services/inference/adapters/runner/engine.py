@@ -9,6 +9,7 @@ from torch import Tensor
 
 from services.inference.adapters.runner.batch import Batch, Batcher
 from services.inference.adapters.runner.kv_pool import KvPool
+from services.inference.adapters.runner.lora import ActiveAdapter, Adapter, load_adapter
 from services.inference.adapters.runner.model import Decoder
 from services.inference.adapters.sampler import pick
 from services.inference.core.engine import Chunk, ChunkResult, EngineFacts, EngineSequence
@@ -25,12 +26,13 @@ class RunnerEngine:
         self._decoder = decoder
         self._pool = pool
         self._batcher = batcher
+        self._adapters: dict[str, Adapter] = {}
 
     @torch.inference_mode()
     def step(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """One pass over all chunks."""
         batch = self._batcher.make(chunks)
-        hidden = self._decoder.hidden(batch, self._pool)  # (T, hidden_size)
+        hidden = self._decoder.hidden(batch, self._pool, self._active(batch))  # (T, hidden_size)
         scored = self._score(batch, hidden)
         picking = [index for index, chunk in enumerate(batch.chunks) if chunk.picks]
         results = {id(chunk): ChunkResult(None, scored.get(id(chunk), ())) for chunk in batch.chunks}
@@ -48,27 +50,43 @@ class RunnerEngine:
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Bring a LoRA adapter into memory."""
-        raise NotImplementedError
+        if name not in self._adapters:
+            weight = self._pool.layers[0]
+            self._adapters[name] = load_adapter(
+                folder, self._decoder.architecture, weight.dtype, weight.device
+            )
 
     def drop_adapter(self, name: str) -> None:
-        """Take an adapter out of memory."""
-        raise NotImplementedError
+        """Take an adapter out of memory. One that is not there is no error."""
+        self._adapters.pop(name, None)
+
+    def _active(self, batch: Batch) -> list[ActiveAdapter]:
+        """The adapters that this step needs, each with its rows."""
+        users = [chunk.sequence.adapter for chunk in batch.chunks]
+        names = dict.fromkeys(user for user in users if user is not None)
+        if len(names) == 1 and None not in users:
+            return [ActiveAdapter(self._adapters[name], None) for name in names]
+        active = []
+        for name in names:
+            rows = [row for chunk, rows in batch.rows() if chunk.sequence.adapter == name for row in rows]
+            active.append(
+                ActiveAdapter(self._adapters[name], torch.tensor(rows, device=batch.token_ids.device))
+            )
+        return active
 
     def _score(self, batch: Batch, hidden: Tensor) -> dict[int, tuple[float, ...]]:
         """Log probabilities of prompt tokens, by the chunk that comes before each."""
         scored: dict[int, tuple[float, ...]] = {}
-        stops = [row + 1 for row in batch.last_rows.tolist()]
-        for chunk, stop in zip(batch.chunks, stops, strict=True):
+        for chunk, rows in batch.rows():
             if not chunk.sequence.wants_prompt_logprobs:
                 continue
             prompt, start = chunk.sequence.prompt, chunk.start
             following = torch.tensor(prompt[start + 1 : start + chunk.num_tokens + 1], device=hidden.device)
-            first = stop - chunk.num_tokens
             found: list[float] = []
             for begin in range(0, len(following), _SCORED_ROWS):
                 wanted = following[begin : begin + _SCORED_ROWS]  # (rows,)
-                rows = hidden[first + begin : first + begin + len(wanted)]
-                logprobs = self._decoder.logits(rows).float().log_softmax(-1)  # (rows, vocab)
+                known = hidden[rows.start + begin : rows.start + begin + len(wanted)]
+                logprobs = self._decoder.logits(known).float().log_softmax(-1)  # (rows, vocab)
                 found.extend(logprobs.gather(1, wanted[:, None])[:, 0].tolist())
             scored[id(chunk)] = tuple(found)
         return scored

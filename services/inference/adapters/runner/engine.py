@@ -46,7 +46,7 @@ class RunnerEngine:
         return [results[id(chunk)] for chunk in chunks]
 
     def release(self, sequence: EngineSequence) -> None:
-        """Nothing is kept of a sequence beside its blocks."""
+        """Nothing is kept of a sequence but what is in its blocks."""
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Bring a LoRA adapter into memory."""

@@ -33,18 +33,20 @@ def load_runner(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    num_blocks: int,
+    kv_bytes: int,
     eos_token_ids: frozenset[int],
     on_progress: OnProgress,
 ) -> RunnerEngine | None:
     """The engine with its weights in memory; None for a family that the runner does not know.
 
-    eos_token_ids: beside those of config.json. on_progress is told the share of layers read. Raises UnsupportedFormat.
+    kv_bytes: for keys and values. eos_token_ids: beside those of config.json. on_progress is told the share of layers
+    read. Raises UnsupportedFormat.
     """
     architecture = read_architecture(folder)
     if architecture is None:
         return None
     decoder = Decoder(architecture, Checkpoint(folder, dtype, device), TorchOps(), on_progress)
+    num_blocks = max(1, kv_bytes // (architecture.kv_bytes_per_token * dtype.itemsize * BLOCK_SIZE))
     pool = KvPool.allocate(architecture, num_blocks, dtype, device)
     facts = EngineFacts(
         context_length=architecture.context_length,

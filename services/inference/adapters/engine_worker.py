@@ -34,13 +34,15 @@ class EngineWorker:
         checkpoint.quiet_libraries()
         checkpoint.use_all_cores()
         port.progress(LoadProgress(0.4))
+        from services.inference.adapters.model_folder import sampling_defaults
         from services.inference.adapters.prompt_renderer import PromptRenderer
+        from services.inference.adapters.tokenizer import load_tokenizer
         from services.inference.adapters.torch_engine import TorchEngine
         from services.inference.adapters.vocabulary import TokenizerVocabulary
 
         folder = Path(init.folder)
         placement = checkpoint.place(folder, init.device)
-        with Beside(lambda: checkpoint.load_tokenizer(folder)) as tokenizer_load:
+        with Beside(lambda: load_tokenizer(folder)) as tokenizer_load:
             model = checkpoint.load_causal_model(folder, placement)
         tokenizer = tokenizer_load.result()
         port.progress(LoadProgress(0.9))
@@ -52,7 +54,7 @@ class EngineWorker:
             self._engine,
             self._vocabulary,
             max_sequences=init.max_sequences,
-            defaults=checkpoint.sampling_defaults(folder),
+            defaults=sampling_defaults(folder),
         )
 
     def run(self) -> None:

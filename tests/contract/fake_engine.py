@@ -166,9 +166,15 @@ def _mix(checksum: int, token: int) -> int:
 class ByteVocabulary:
     """Tokens 0 to 255 are bytes; 256 and 257 are special and have no text."""
 
+    adds_up = True
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Bytes as UTF-8."""
         return bytes(token for token in token_ids if token < 256).decode("utf-8", errors="replace")
+
+    def text_bytes(self, token_id: int, *, begins_text: bool = False) -> bytes:
+        """One byte, or nothing."""
+        return bytes([token_id]) if token_id < 256 else b""
 
     def token_bytes(self, token_id: int) -> bytes:
         """One byte, or a name."""

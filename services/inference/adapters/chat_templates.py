@@ -1,5 +1,6 @@
 """Chat templates, rendered in a process of their own."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -63,7 +64,9 @@ class ChatTemplates:
             env=environment,
         )
         weakref.finalize(self, _stop, process)
-        write_frame(_pipes(process)[0], {"templates": self._sources})
+        # One that ends at once, for a source that is too large, is found out when it should render.
+        with contextlib.suppress(BrokenPipeError):
+            write_frame(_pipes(process)[0], {"templates": self._sources})
         return process
 
 

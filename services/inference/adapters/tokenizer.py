@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
 from services.inference.adapters.model_folder import read_json
@@ -81,10 +81,25 @@ class Tokenizer:
         max_tokens: cut to so many. The cut comes before special tokens are added, so that the last of these is kept.
         Raises InvalidArgument for half of a surrogate pair, which is no text.
         """
+        return tuple(self._encoding(text, None, add_special_tokens, max_tokens).ids)
+
+    def encode_pair(
+        self, first: str, second: str, *, max_tokens: int | None = None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids of two texts for a model that compares them, and their types: 0 the first's, 1 the second's.
+
+        max_tokens: of a pair that is longer, the longer text is cut first. Raises InvalidArgument as `encode` does.
+        """
+        encoding = self._encoding(first, second, True, max_tokens)
+        return tuple(encoding.ids), tuple(encoding.type_ids)
+
+    def _encoding(
+        self, text: str, pair: str | None, add_special_tokens: bool, max_tokens: int | None
+    ) -> Encoding:
         if max_tokens is not None:
             self._backend.enable_truncation(max_tokens, direction=self._direction)
         try:
-            return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            return self._backend.encode(text, pair, add_special_tokens=add_special_tokens)
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidArgument.at("text", "must be text: it holds half of a surrogate pair") from error
         finally:

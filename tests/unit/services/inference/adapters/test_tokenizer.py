@@ -94,6 +94,9 @@ def test_an_embedding_models_tokenizer_cuts_before_it_adds_its_ends(package_file
     expected = theirs(text, truncation=True, max_length=16)["input_ids"]
     assert tokenizer.encode(text, max_tokens=16) == tuple(expected)
     assert len(tokenizer.encode(text)) == 362
+    pair = theirs("the fox", text, truncation="longest_first", max_length=32, return_token_type_ids=True)
+    found = tokenizer.encode_pair("the fox", text, max_tokens=32)
+    assert found == (tuple(pair["input_ids"]), tuple(pair["token_type_ids"]))
 
 
 def test_what_is_too_long_is_cut_on_the_side_that_the_config_says(tmp_path: Path):

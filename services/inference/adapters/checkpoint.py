@@ -20,6 +20,9 @@ _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Beyond the weights, a card needs room for the KV cache and activations.
 _CUDA_HEADROOM: Final = 1.3
 
+# For architectures without positions, such as state-space models, which have no bound of their own.
+_UNBOUNDED_CONTEXT_LENGTH: Final = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -114,6 +117,15 @@ def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
     return model
 
 
+def context_length_of(config: PreTrainedConfig) -> int:
+    """Tokens that the model was made for."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "seq_length", "max_sequence_length"):
+        if isinstance(length := getattr(text, name, None), int):
+            return length
+    return _UNBOUNDED_CONTEXT_LENGTH
+
+
 def facts_of(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -135,7 +147,7 @@ def facts_of(
     if isinstance(tokenizer.eos_token_id, int):
         ends.add(tokenizer.eos_token_id)
     return EngineFacts(
-        context_length=int(text.max_position_embeddings),
+        context_length=context_length_of(config),
         vocab_size=int(text.vocab_size),
         eos_token_ids=frozenset(ends),
         device=placement.device,

@@ -40,6 +40,7 @@ ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = Path(__file__).parent / "results"
 LOADGEN: Final = f"{shlex.quote(sys.executable)} -m bench.loadgen"
 LOAD_TIMEOUT_S: Final = 3600.0
+_INSTRUCTIONS: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 FIRST: Final = Scenario("first", "ttft_p50_ms", "ms", "first answer", num_requests=1, max_tokens=4)
 
 
@@ -107,10 +108,12 @@ class Run:
 
     def _measure(self, peer: Peer, round_: int) -> None:
         add = self.results.add
+        first = self._load(peer, FIRST, round_)
+        if first is None:
+            raise PeerFailed("it gave no first answer")
         add(peer.name, "ready_s", round_, peer.ready_s)
-        if first := self._load(peer, FIRST, round_):
-            add(peer.name, "first_answer_s", round_, first["ttft_p50_ms"] / 1e3)
-            add(peer.name, "rss_ready_mib", round_, tree_rss_mib(peer.pid))
+        add(peer.name, "first_answer_s", round_, first["ttft_p50_ms"] / 1e3)
+        add(peer.name, "rss_ready_mib", round_, tree_rss_mib(peer.pid))
         for scenario in self._options.scenarios:
             row = self._load(peer, scenario, round_)
             if row and row[scenario.metric] is not None:
@@ -163,6 +166,8 @@ class Run:
         if "FAILED" in row:
             say("")
             self._leave_out(f"{peer.name}, {scenario.title}", row["FAILED"])
+            if not peer.runs:
+                raise PeerFailed(f"{peer.name} ended; its log ends:\n{peer.tail()}")
             return None
         say(f": {row[scenario.metric]} {scenario.unit}")
         if row["short"]:
@@ -206,7 +211,7 @@ class Run:
 
     def _leave_out(self, what: str, why: object) -> None:
         say(f"left out: {what}: {why}")
-        self.results.left_out[what] = str(why).splitlines()[0]
+        self.results.left_out[what] = str(why).partition("\n")[0][:200]
 
 
 def last_row(label: str, stdout: str, stderr: str) -> dict[str, Any]:
@@ -230,7 +235,8 @@ def facts() -> dict[str, str]:
     }
     return {
         "date": date.today().isoformat(),
-        "processor": _processor(),
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": " ".join(flag for flag in _INSTRUCTIONS if flag in _cpuinfo("flags").split()) or "-",
         "cores": f"{psutil.cpu_count(logical=False)} ({psutil.cpu_count()} threads)",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "load before": f"{os.getloadavg()[0]:.2f}",
@@ -240,12 +246,13 @@ def facts() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor; empty where there is no Linux."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def say(text: str, end: str = "\n") -> None:

@@ -68,6 +68,15 @@ class Peer(ABC):
         assert self.server is not None, "it does not run"
         return self.server.pid
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.server is not None and not self.server.ended
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return "" if self.server is None else self.server.tail()
+
     @abstractmethod
     def install(self) -> str:
         """Have it, and return its version. Raises PeerFailed."""

@@ -77,7 +77,7 @@ def _make_starter() -> None:
     made = _at("starter")
     _fetch_starter(made.gguf_q4)
     _save_dequantized(made.gguf_q4, made.safetensors)
-    _write_gguf(made.gguf_q8, made.gguf_q4, {}, _tensors_of(made.gguf_q4), "Q8_0")
+    write_gguf(made.gguf_q8, made.gguf_q4, {}, _tensors_of(made.gguf_q4), "Q8_0")
 
 
 def _fetch_starter(target: Path) -> None:
@@ -123,7 +123,7 @@ def _make_1b() -> None:
         "llama.context_length": _CONTEXT,
     }
     for file, kind in ((made.gguf_q8, "Q8_0"), (made.gguf_q4, "Q4_0")):
-        _write_gguf(file, starter.gguf_q4, shape, _tensors_of_llama(made.safetensors), kind)
+        write_gguf(file, starter.gguf_q4, shape, _tensors_of_llama(made.safetensors), kind)
 
 
 def _save_random_llama(folder: Path, tokenizer: Path) -> None:
@@ -184,7 +184,7 @@ def _tensors_of_llama(folder: Path) -> Iterator[tuple[str, Any]]:
                 yield str(known), tensors.get_tensor(name).to(torch.float32).numpy()
 
 
-def _write_gguf(target: Path, like: Path, changed: dict[str, Any], tensors: Tensors, kind: str) -> None:
+def write_gguf(target: Path, like: Path, changed: dict[str, Any], tensors: Tensors, kind: str) -> None:
     """Write the tensors with the metadata of another file, tokenizer included, but for what is changed.
 
     kind: `Q8_0`, `Q4_0`, of matrices; vectors stay float32.

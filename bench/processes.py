@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def own_cpu_s(pid: int) -> float:
 def tree_rss_mib(pid: int) -> float:
     """Resident memory of a process and of all below it; what they share is counted for each."""
     return _sum(tree(pid), lambda process: process.memory_info().rss / MIB)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it still runs or holds anything."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -97,4 +106,7 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
-        psutil.wait_procs(family, timeout=timeout_s)
+        # The next server needs their memory. One that only waits for its parent to take note has given it back.
+        deadline_s = time.monotonic() + timeout_s
+        while any(lives(process) for process in family) and time.monotonic() < deadline_s:
+            time.sleep(0.01)

@@ -17,6 +17,8 @@ from services.inference.core.inference import (
     GenerationEvent,
     GenerationRequest,
     GenerationStarted,
+    Reranking,
+    RerankRequest,
 )
 from services.inference.core.models import LoadedModel, LoadState
 from services.inference.core.ports import Embeddings, EmbedItem
@@ -306,6 +308,27 @@ def embeddings_to_proto(embeddings: Embeddings, version: str) -> pb.EmbedRespons
         embeddings=[pb.Embedding(values=vector) for vector in embeddings.vectors],
         usage=pb.Usage(prompt_tokens=embeddings.num_tokens),
         version=version,
+    )
+
+
+def rerank_request_from_proto(request: pb.RerankRequest) -> RerankRequest:
+    """Raises InvalidArgument."""
+    return RerankRequest(
+        model=required_model(request.model),
+        query=request.query,
+        documents=request.documents,
+        top_n=request.top_n if request.HasField("top_n") else None,
+        truncate=request.truncate,
+        keep_alive_s=keep_alive_from_proto(request),
+    )
+
+
+def reranking_to_proto(reranking: Reranking) -> pb.RerankResponse:
+    """Best first."""
+    return pb.RerankResponse(
+        results=[pb.RerankResult(index=index, score=score) for index, score in reranking.results],
+        usage=pb.Usage(prompt_tokens=reranking.num_tokens),
+        version=reranking.version,
     )
 
 

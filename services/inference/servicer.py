@@ -45,6 +45,11 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         embeddings, version = await self._inference.embed(convert.embed_request_from_proto(request))
         return convert.embeddings_to_proto(embeddings, version)
 
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
+        """Documents, best first."""
+        reranking = await self._inference.rerank(convert.rerank_request_from_proto(request))
+        return convert.reranking_to_proto(reranking)
+
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Begin to load; the answer does not wait for the end."""
         keep_alive_s = convert.keep_alive_from_proto(request)

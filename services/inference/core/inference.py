@@ -1,4 +1,4 @@
-"""What Inference does for a caller: generate and embed, with whatever must be loaded loaded first."""
+"""What Inference does for a caller: generate, embed, rerank, with whatever must be loaded loaded first."""
 
 import secrets
 import time
@@ -16,6 +16,7 @@ from services.inference.core.sampling import OutputOptions, SamplingParameters, 
 from services.kit.errors import InvalidArgument, UnsupportedParameter, WrongModelKind
 
 MAX_EMBED_INPUTS: Final = 2048
+MAX_RERANK_DOCUMENTS: Final = 1024
 MAX_CACHE_SALT_CHARS: Final = 128
 
 # A client may send the seed back to repeat an answer: JavaScript holds no larger whole number exactly.
@@ -94,6 +95,39 @@ class EmbedRequest:
             raise InvalidArgument.at("dimensions", "must be at least 1")
 
 
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """Documents to score against a query. top_n: None returns all."""
+
+    model: str
+    query: str
+    documents: Sequence[str]
+    top_n: int | None = None
+    truncate: bool = False
+    keep_alive_s: float | None = None
+
+    def check(self) -> None:
+        """Raise InvalidArgument for what no model could do."""
+        if not self.query.strip():
+            raise InvalidArgument.at("query", "must not be empty")
+        if not 1 <= len(self.documents) <= MAX_RERANK_DOCUMENTS:
+            raise InvalidArgument.at("documents", f"must hold 1 to {MAX_RERANK_DOCUMENTS} texts")
+        for index, document in enumerate(self.documents):
+            if not document.strip():
+                raise InvalidArgument.at(f"documents[{index}]", "must not be empty")
+        if self.top_n == 0:
+            raise InvalidArgument.at("top_n", "must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """results: (index of a document, its score), best first; of equal ones the earlier first."""
+
+    results: Sequence[tuple[int, float]]
+    num_tokens: int
+    version: str
+
+
 class Inference:
     """Catalogue and pool together."""
 
@@ -147,6 +181,17 @@ class Inference:
             )
         return embeddings, model.version.name
 
+    async def rerank(self, request: RerankRequest) -> Reranking:
+        """The best documents, by a reranking model or by an embedding model's cosines."""
+        request.check()
+        model = await self._resolve(request.model, ModelKind.RERANKING, ModelKind.EMBEDDING)
+        async with self._pool.use(model, request.keep_alive_s) as entry:
+            found = await entry.ready_worker.rerank(
+                request.query, request.documents, truncate=request.truncate
+            )
+        best_first = sorted(enumerate(found.scores), key=lambda result: -result[1])
+        return Reranking(best_first[: request.top_n], found.num_tokens, model.version.name)
+
     async def load(self, name: str, keep_alive_s: float | None) -> LoadedModel:
         """Begin to bring a model into memory."""
         model = await self._catalog.resolve(name)
@@ -169,12 +214,14 @@ class Inference:
                 return loaded.version
         return (await self._catalog.resolve(name)).version.name
 
-    async def _resolve(self, name: str, kind: ModelKind) -> ResolvedModel:
+    async def _resolve(self, name: str, *kinds: ModelKind) -> ResolvedModel:
+        """A model of one of these kinds; what it cannot do is told by the first of them."""
         if not name:
             raise InvalidArgument.at("model", "is required")
         model = await self._catalog.resolve(name)
-        if model.kind is not kind:
-            able = await self._catalog.names_of_kind(kind)
+        if model.kind not in kinds:
+            kind = kinds[0]
+            able = [name for kind in kinds for name in await self._catalog.names_of_kind(kind)]
             offer = f"these can: {', '.join(able)}" if able else f"no model for {kind} is here; pull one"
             raise WrongModelKind(
                 f"{name} is a model for {model.kind}, not for {kind}; {offer}", metadata={"model": name}

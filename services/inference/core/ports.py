@@ -41,6 +41,14 @@ class Embeddings:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Relevances:
+    """A score for each document, in order; more is better."""
+
+    scores: Sequence[float]
+    num_tokens: int
+
+
 class Catalog(Protocol):
     """Where models are recorded."""
 
@@ -76,6 +84,10 @@ class ModelWorker(Protocol):
 
     async def embed(self, inputs: Sequence[EmbedItem], *, dimensions: int, truncate: bool) -> Embeddings:
         """Vectors."""
+        ...
+
+    async def rerank(self, query: str, documents: Sequence[str], *, truncate: bool) -> Relevances:
+        """How well documents fit a query."""
         ...
 
     async def load_adapter(self, adapter: ModelVersion) -> None:

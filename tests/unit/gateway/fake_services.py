@@ -151,6 +151,22 @@ class FakeInference(inference_rpc.InferenceServiceServicer):
         )
 
 
+    async def Rerank(self, request: inference.RerankRequest, context_: Context) -> inference.RerankResponse:
+        """A document's score is the share of the query's words that it has."""
+        if request.model != MODEL:
+            raise ModelNotFound.named(request.model)
+        wanted = set(request.query.split())
+        scores = [len(wanted & set(text.split())) / len(wanted) for text in request.documents]
+        best = sorted(enumerate(scores), key=lambda result: -result[1])
+        return inference.RerankResponse(
+            results=[inference.RerankResult(index=index, score=score) for index, score in best][
+                : request.top_n or None
+            ],
+            usage=inference.Usage(prompt_tokens=7),
+            version="models/tiny/versions/1",
+        )
+
+
 def _words(request: inference.GenerateRequest) -> list[str]:
     match request.WhichOneof("prompt"):
         case "chat":

@@ -101,3 +101,50 @@ async def test_an_input_that_cannot_be_embedded_is_named(http: httpx2.AsyncClien
 async def test_an_unknown_embedding_model_is_a_404(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         await client.embeddings.create(model="nope", input="x")
+
+
+async def test_documents_come_back_best_first(http: httpx2.AsyncClient) -> None:
+    body = {"model": MODEL, "query": "red cat", "documents": ["a dog", {"text": "a red cat", "id": 7}, "a cat"]}
+    answer = (await http.post("/v1/rerank", json=body)).json()
+    assert [(result["index"], result["relevance_score"]) for result in answer["results"]] == [
+        (1, 1.0),
+        (2, 0.5),
+        (0, 0.0),
+    ]
+    assert all(result["document"] is None for result in answer["results"])
+    assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+
+    best = (await http.post("/v1/rerank", json=body | {"top_n": 1, "return_documents": True})).json()
+    assert [result["document"] for result in best["results"]] == [{"text": "a red cat"}]
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"query": ""}, "query"),
+        ({"query": None}, "query"),
+        ({"documents": []}, "documents"),
+        ({"documents": "a"}, "documents"),
+        ({"documents": ["a"] * 1025}, "documents"),
+        ({"documents": ["a", ""]}, "documents[1]"),
+        ({"documents": ["a", {"title": "b"}]}, "documents[1].text"),
+        ({"documents": ["a", {"text": 5}]}, "documents[1].text"),
+        ({"top_n": 0}, "top_n"),
+        ({"top_n": "2"}, "top_n"),
+        ({"return_documents": 1}, "return_documents"),
+        ({"keep_alive": "soon"}, "keep_alive"),
+        ({"model": ""}, "model"),
+    ],
+)
+async def test_a_bad_field_of_a_reranking_is_named(
+    http: httpx2.AsyncClient, extra: dict[str, object], param: str
+) -> None:
+    body = {"model": MODEL, "query": "x", "documents": ["x"]} | extra
+    answer = await http.post("/v1/rerank", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+async def test_an_unknown_reranker_is_a_404(http: httpx2.AsyncClient) -> None:
+    body = {"model": "nope", "query": "x", "documents": ["x"]}
+    assert (await http.post("/v1/rerank", json=body)).status_code == 404

@@ -25,7 +25,9 @@ class RerankRequest(RequestModel):
 
     model: ModelName
     query: Text
-    documents: Annotated[list[Text | Document], Field(fail_fast=True, min_length=1, max_length=_MAX_DOCUMENTS)]
+    documents: Annotated[
+        list[Text | Document], Field(fail_fast=True, min_length=1, max_length=_MAX_DOCUMENTS)
+    ]
     top_n: Annotated[int, Field(ge=1, le=common.UINT32_MAX, description="Unset: all.")] | None = None
     return_documents: bool | None = None
     truncate: Annotated[bool, Field(description="Cut documents that are too long.")] | None = None

@@ -1,6 +1,17 @@
 """The endpoints, a file for each of OpenAI's resources and each of ours."""
 
-from gateway.routes import audio, chat, completions, embeddings, files, fine_tuning, health, meta, models, rerank
+from gateway.routes import (
+    audio,
+    chat,
+    completions,
+    embeddings,
+    files,
+    fine_tuning,
+    health,
+    meta,
+    models,
+    rerank,
+)
 
 ENDPOINTS = (
     *models.ENDPOINTS,

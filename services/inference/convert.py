@@ -1,7 +1,7 @@
 """Messages <-> domain. What this engine cannot do is refused here, by the name of the field."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final, Protocol
 
@@ -10,15 +10,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lares.inference.v1 import inference_pb2 as pb
 from services.inference.adapters.hardware import Hardware
-from services.inference.core.events import Delta, FinishReason, TokenChance, TokenLogprob
+from services.inference.core.events import Delta, FinishReason, ScoredToken, TokenChance, TokenLogprob
 from services.inference.core.inference import (
     EmbedRequest,
     GenerationEnded,
     GenerationEvent,
     GenerationRequest,
     GenerationStarted,
+    PromptScored,
     Reranking,
     RerankRequest,
+    Score,
+    ScoreRequest,
 )
 from services.inference.core.models import LoadedModel, LoadState
 from services.inference.core.ports import Embeddings, EmbedItem
@@ -92,11 +95,11 @@ def generation_request_from_proto(request: pb.GenerateRequest) -> GenerationRequ
     )
 
 
-def prompt_from_proto(request: pb.GenerateRequest) -> Prompt:
-    """Whichever of the three is set."""
+def prompt_from_proto(request: pb.GenerateRequest | pb.ScoreRequest) -> Prompt:
+    """Whichever is set."""
+    if isinstance(request, pb.GenerateRequest) and request.HasField("chat"):
+        return Prompt(chat=_chat_from_proto(request.chat))
     match request.WhichOneof("prompt"):
-        case "chat":
-            return Prompt(chat=_chat_from_proto(request.chat))
         case "text":
             return Prompt(text=request.text)
         case "tokens":
@@ -243,6 +246,9 @@ def generation_event_to_proto(event: GenerationEvent) -> Iterator[pb.GenerateRes
                 seed=event.seed,
             )
             yield pb.GenerateResponse(started=started)
+        case PromptScored():
+            scored = [_scored_token_to_proto(token) for token in event.tokens]
+            yield pb.GenerateResponse(delta=pb.TextDelta(prompt=scored))
         case GenerationEnded():
             ended = event.ended
             usage = pb.Usage(
@@ -278,16 +284,28 @@ def _logprob_to_proto(logprob: TokenLogprob) -> pb.TokenLogprob:
         text=_text(picked),
         raw=picked.raw,
         logprob=picked.logprob,
-        top=[
-            pb.TopLogprob(
-                token_id=chance.token_id, text=_text(chance), raw=chance.raw, logprob=chance.logprob
-            )
-            for chance in logprob.top
-        ],
+        top=_top_to_proto(logprob.top),
     )
 
 
-def _text(chance: TokenChance) -> str:
+def _scored_token_to_proto(token: ScoredToken) -> pb.ScoredToken:
+    return pb.ScoredToken(
+        token_id=token.token_id,
+        text=_text(token),
+        raw=token.raw,
+        logprob=token.logprob,
+        top=_top_to_proto(token.top),
+    )
+
+
+def _top_to_proto(top: Iterable[TokenChance]) -> list[pb.TopLogprob]:
+    return [
+        pb.TopLogprob(token_id=chance.token_id, text=_text(chance), raw=chance.raw, logprob=chance.logprob)
+        for chance in top
+    ]
+
+
+def _text(chance: TokenChance | ScoredToken) -> str:
     return chance.raw.decode("utf-8", errors="replace")
 
 
@@ -329,6 +347,30 @@ def reranking_to_proto(reranking: Reranking) -> pb.RerankResponse:
         results=[pb.RerankResult(index=index, score=score) for index, score in reranking.results],
         usage=pb.Usage(prompt_tokens=reranking.num_tokens),
         version=reranking.version,
+    )
+
+
+def score_request_from_proto(request: pb.ScoreRequest) -> ScoreRequest:
+    """Raises InvalidArgument."""
+    return ScoreRequest(
+        model=required_model(request.model),
+        prompt=prompt_from_proto(request),
+        top_logprobs=request.top_logprobs,
+        keep_alive_s=keep_alive_from_proto(request),
+        cache_salt=request.cache_salt,
+        priority=request.priority,
+    )
+
+
+def score_to_proto(score: Score) -> pb.ScoreResponse:
+    """All of it."""
+    return pb.ScoreResponse(
+        tokens=[_scored_token_to_proto(token) for token in score.tokens],
+        sum_logprob=score.sum_logprob,
+        perplexity=score.perplexity,
+        usage=pb.Usage(prompt_tokens=len(score.tokens)),
+        version=score.version,
+        adapter=score.adapter,
     )
 
 

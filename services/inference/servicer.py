@@ -50,6 +50,10 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         reranking = await self._inference.rerank(convert.rerank_request_from_proto(request))
         return convert.reranking_to_proto(reranking)
 
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        """How likely a text is."""
+        return convert.score_to_proto(await self._inference.score(convert.score_request_from_proto(request)))
+
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Begin to load; the answer does not wait for the end."""
         keep_alive_s = convert.keep_alive_from_proto(request)

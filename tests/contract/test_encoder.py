@@ -27,9 +27,7 @@ QUERY = "cat"
 
 
 @pytest.fixture(params=["fake", "bert", "xlm-roberta", "minilm", "cross-encoder"])
-def encoder(
-    request: pytest.FixtureRequest, tmp_path: Path, package_files: Callable[[str], Path]
-) -> Encoder:
+def encoder(request: pytest.FixtureRequest, tmp_path: Path, package_files: Callable[[str], Path]) -> Encoder:
     match request.param:
         case "fake":
             return FakeEncoder()

@@ -30,7 +30,9 @@ class EngineInit(msgspec.Struct, frozen=True):
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
-    """Begins a generation. adapter: one that was loaded, or empty for the base."""
+    """Begins a generation. adapter: one that was loaded, or empty for the base. scores_prompt: tell how likely
+    the prompt is; with stop.max_tokens 0 that is all.
+    """
 
     prompt: Prompt
     sampling: SamplingParameters
@@ -40,6 +42,7 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     adapter: str = ""
     cache_salt: str = ""
     priority: int = 0
+    scores_prompt: bool = False
 
 
 class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):

@@ -146,6 +146,7 @@ class ProcessModelWorker:
             adapter=request.adapter,
             cache_salt=request.cache_salt,
             priority=request.priority,
+            scores_prompt=request.scores_prompt,
         )
         async with self._worker.call(message) as call:
             yield _updates(call)

@@ -29,6 +29,16 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of a prompt. logprob: after the tokens before it; None for the first. top: likely ones at its place."""
+
+    token_id: int
+    raw: bytes
+    logprob: float | None
+    top: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The request has a slot and its prompt is known. seed: in force, to repeat the answer with."""
 

@@ -13,7 +13,10 @@ from services.inference.core.sampling import OutputOptions, SamplingParameters, 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRequest:
-    """One generation as a worker takes it. adapter: key of one that was loaded, or empty."""
+    """One generation as a worker takes it. adapter: key of one that was loaded, or empty.
+
+    scores_prompt: tell how likely the prompt is; with stop.max_tokens 0 that is all.
+    """
 
     prompt: Prompt
     sampling: SamplingParameters
@@ -23,6 +26,7 @@ class WorkerRequest:
     adapter: str = ""
     cache_salt: str = ""
     priority: int = 0
+    scores_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

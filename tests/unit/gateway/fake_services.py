@@ -150,7 +150,6 @@ class FakeInference(inference_rpc.InferenceServiceServicer):
             version="models/tiny/versions/1",
         )
 
-
     async def Rerank(self, request: inference.RerankRequest, context_: Context) -> inference.RerankResponse:
         """A document's score is the share of the query's words that it has."""
         if request.model != MODEL:

@@ -104,7 +104,11 @@ async def test_an_unknown_embedding_model_is_a_404(client: AsyncOpenAI) -> None:
 
 
 async def test_documents_come_back_best_first(http: httpx2.AsyncClient) -> None:
-    body = {"model": MODEL, "query": "red cat", "documents": ["a dog", {"text": "a red cat", "id": 7}, "a cat"]}
+    body = {
+        "model": MODEL,
+        "query": "red cat",
+        "documents": ["a dog", {"text": "a red cat", "id": 7}, "a cat"],
+    }
     answer = (await http.post("/v1/rerank", json=body)).json()
     assert [(result["index"], result["relevance_score"]) for result in answer["results"]] == [
         (1, 1.0),

@@ -1,6 +1,8 @@
 """The worker of a language model. `main` runs in a child process and holds the model, its loop, its adapters."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.inference.adapters.beside import Beside
 from services.inference.adapters.messages import (
@@ -13,14 +15,26 @@ from services.inference.adapters.messages import (
     LoadProgress,
     Step,
 )
+from services.inference.core.engine import Engine
 from services.inference.core.loop import LoopRequest, StepLoop
 from services.kit.errors import LaresError
 from services.kit.worker_port import Incoming, WorkerPort
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def main(init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
     """Load, say so, and step until told to stop."""
     EngineWorker(init, port).run()
+
+
+def make_engine(init: EngineInit, folder: Path, tokenizer: Callable[[], "PreTrainedTokenizerBase"]) -> Engine:
+    """The engine that runs this model, its weights in memory. tokenizer: waits for it, where it is loading."""
+    from services.inference.adapters import checkpoint
+    from services.inference.adapters.transformers_engine import load_transformers_engine
+
+    return load_transformers_engine(init, folder, checkpoint.place(folder, init.device), tokenizer)
 
 
 class EngineWorker:
@@ -35,30 +49,38 @@ class EngineWorker:
         checkpoint.use_all_cores()
         port.progress(LoadProgress(0.4))
         from services.inference.adapters.prompt_renderer import PromptRenderer
-        from services.inference.adapters.torch_engine import TorchEngine
         from services.inference.adapters.vocabulary import TokenizerVocabulary
 
         folder = Path(init.folder)
-        placement = checkpoint.place(folder, init.device)
         with Beside(lambda: checkpoint.load_tokenizer(folder)) as tokenizer_load:
-            model = checkpoint.load_causal_model(folder, placement)
+            self._engine = make_engine(init, folder, tokenizer_load.result)
         tokenizer = tokenizer_load.result()
         port.progress(LoadProgress(0.9))
         self._port = port
-        self._engine = TorchEngine(model, checkpoint.facts_of(model, tokenizer, folder, placement))
         self._renderer = PromptRenderer(tokenizer)
         self._vocabulary = TokenizerVocabulary(tokenizer)
         self._loop = StepLoop(
             self._engine,
             self._vocabulary,
             max_sequences=init.max_sequences,
+            max_batch_tokens=init.max_batch_tokens,
             defaults=checkpoint.sampling_defaults(folder),
         )
 
     def run(self) -> None:
         """Serve until the parent says stop."""
         facts = self._engine.facts
-        self._port.ready(Loaded(facts.device, facts.dtype, facts.context_length))
+        self._port.ready(
+            Loaded(
+                device=facts.device,
+                dtype=facts.dtype,
+                context_length=facts.context_length,
+                num_kv_tokens=facts.num_blocks * facts.block_size,
+                weights_bytes=facts.weights_bytes,
+                kv_bytes=facts.kv_bytes,
+                note=facts.note,
+            )
+        )
         while not self._port.closed:
             for incoming in self._port.receive(timeout_s=0 if self._loop.has_work else None):
                 self._take(incoming)

@@ -54,12 +54,16 @@ class ProcessWorkerFactory:
         *,
         device: str,
         max_sequences: int,
+        max_batch_tokens: int,
+        kv_bytes: int,
         load_timeout_s: float,
     ) -> None:
         self._converter = converter
         self._store = store
         self._device = device
         self._max_sequences = max_sequences
+        self._max_batch_tokens = max_batch_tokens
+        self._kv_bytes = kv_bytes
         self._load_timeout_s = load_timeout_s
 
     def estimate_bytes(self, model: ResolvedModel) -> int:
@@ -98,7 +102,13 @@ class ProcessWorkerFactory:
             )
         else:
             target, events = "services.inference.adapters.engine_worker:main", Step
-            init = EngineInit(folder, self._device, self._max_sequences)
+            init = EngineInit(
+                folder=folder,
+                device=self._device,
+                max_sequences=self._max_sequences,
+                max_batch_tokens=self._max_batch_tokens,
+                kv_bytes=self._kv_bytes,
+            )
         return WorkerSpec(
             name=model.name,
             target=target,

@@ -6,7 +6,7 @@ itself. The loop's blocks are only counted, to bound what the caches take: none 
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,14 +69,14 @@ class TransformersEngine:
         for index in sorted(range(len(chunks)), key=lambda index: place_of[chunks[index].sequence.adapter]):
             chunk = chunks[index]
             logits = self._forward(chunk)  # (kept, vocab)
-            results[index] = ChunkResult(prompt_logprobs=_prompt_logprobs(chunk, logits))
+            results[index] = _scored(chunk, logits)
             if chunk.picks:
                 picking.append(index)
                 rows.append(logits[-1])
         if picking:
             picks = self._sampler.pick(torch.stack(rows), [chunks[index].sequence for index in picking])
             for index, picked in zip(picking, picks, strict=True):
-                results[index] = ChunkResult(picked, results[index].prompt_logprobs)
+                results[index] = replace(results[index], picked=picked)
         return results
 
     def release(self, sequence: EngineSequence) -> None:
@@ -172,12 +172,20 @@ def _num_scored(chunk: Chunk) -> int:
     return max(0, min(chunk.num_tokens, len(sequence.prompt) - 1 - chunk.start))
 
 
-def _prompt_logprobs(chunk: Chunk, logits: Tensor) -> tuple[float, ...]:
-    """logits: (tokens of the chunk, vocab) where any are to be told."""
+def _scored(chunk: Chunk, logits: Tensor) -> ChunkResult:
+    """What is to be told of the prompt. logits: (tokens of the chunk, vocab) where anything is."""
     num_scored = _num_scored(chunk)
     if not num_scored:
-        return ()
+        return ChunkResult()
     following = chunk.sequence.prompt[chunk.start + 1 : chunk.start + 1 + num_scored]
     token_ids = torch.tensor(following, device=logits.device)  # (scored,)
     logprobs = logits[:num_scored].float().log_softmax(dim=-1)  # (scored, vocab)
-    return tuple(logprobs.gather(1, token_ids[:, None])[:, 0].tolist())
+    told = tuple(logprobs.gather(1, token_ids[:, None])[:, 0].tolist())
+    if not chunk.sequence.num_logprobs:
+        return ChunkResult(prompt_logprobs=told)
+    top = logprobs.topk(chunk.sequence.num_logprobs, dim=-1)  # (scored, num_logprobs)
+    tops = tuple(
+        tuple(zip(ids, values, strict=True))
+        for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    )
+    return ChunkResult(prompt_logprobs=told, prompt_tops=tops)

@@ -90,14 +90,13 @@ class Ended:
 class Update:
     """What one step says about one request.
 
-    prompt_logprobs: where they were asked for, once, natural logarithms of the probability of each prompt token
-    but the first.
+    prompt: where it was to be scored, once, all of its tokens.
     """
 
     started: Started | None = None
     deltas: tuple[Delta, ...] = ()
     ended: Ended | None = None
-    prompt_logprobs: tuple[float, ...] = ()
+    prompt: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from services.inference.adapters.checkpoint import Placement, facts_of, free_bytes, load_causal_model
 from services.inference.adapters.lora import LoraAdapters
 from services.inference.adapters.messages import EngineInit
-from services.inference.adapters.sampler import Sampler
+from services.inference.adapters.sampler import pick
 from services.inference.core.engine import Chunk, ChunkResult, EngineFacts, EngineSequence
 
 BLOCK_SIZE: Final = 16
@@ -42,7 +42,6 @@ class TransformersEngine:
         self._facts = facts
         self._model = model
         self._lora = LoraAdapters(model)
-        self._sampler = Sampler()
         self._held: dict[int, _Held] = {}  # By sequence.
         self._owner_of: dict[int, int] = {}  # The sequence that a block was last seen with.
         # State-space models take theirs under a name of their own.
@@ -74,14 +73,13 @@ class TransformersEngine:
                 picking.append(index)
                 rows.append(logits[-1])
         if picking:
-            picks = self._sampler.pick(torch.stack(rows), [chunks[index].sequence for index in picking])
+            picks = pick(torch.stack(rows), [chunks[index].sequence for index in picking])
             for index, picked in zip(picking, picks, strict=True):
                 results[index] = replace(results[index], picked=picked)
         return results
 
     def release(self, sequence: EngineSequence) -> None:
-        """Forget a sequence's cache and its random generator."""
-        self._sampler.release(sequence.sequence_id)
+        """Forget a sequence's cache."""
         self._drop_cache(sequence.sequence_id)
 
     def load_adapter(self, name: str, folder: Path) -> None:

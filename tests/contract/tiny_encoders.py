@@ -52,7 +52,8 @@ def save_xlm_roberta(folder: Path) -> Path:
 def save_cross_encoder(folder: Path, num_labels: int = 1) -> Path:
     """A BERT that gives a pair of texts one logit."""
     torch.manual_seed(0)
-    config = BertConfig(**_SIZES, max_position_embeddings=MAX_TOKENS, num_labels=num_labels)
+    config = BertConfig(**_SIZES, max_position_embeddings=MAX_TOKENS)
+    config.num_labels = num_labels
     return _save(folder, BertForSequenceClassification(config))
 
 

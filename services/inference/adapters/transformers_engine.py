@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 from services.inference.adapters.checkpoint import Placement, facts_of, free_bytes, load_causal_model
 from services.inference.adapters.lora import LoraAdapters
 from services.inference.adapters.messages import EngineInit
+from services.inference.adapters.prompt_scores import score_rows
 from services.inference.adapters.sampler import pick
 from services.inference.core.engine import Chunk, ChunkResult, EngineFacts, EngineSequence
 
@@ -177,13 +178,5 @@ def _scored(chunk: Chunk, logits: Tensor) -> ChunkResult:
         return ChunkResult()
     following = chunk.sequence.prompt[chunk.start + 1 : chunk.start + 1 + num_scored]
     token_ids = torch.tensor(following, device=logits.device)  # (scored,)
-    logprobs = logits[:num_scored].float().log_softmax(dim=-1)  # (scored, vocab)
-    told = tuple(logprobs.gather(1, token_ids[:, None])[:, 0].tolist())
-    if not chunk.sequence.num_logprobs:
-        return ChunkResult(prompt_logprobs=told)
-    top = logprobs.topk(chunk.sequence.num_logprobs, dim=-1)  # (scored, num_logprobs)
-    tops = tuple(
-        tuple(zip(ids, values, strict=True))
-        for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    )
-    return ChunkResult(prompt_logprobs=told, prompt_tops=tops)
+    told, tops = score_rows(logits[:num_scored], token_ids, chunk.sequence.num_logprobs or 0)
+    return ChunkResult(prompt_logprobs=tuple(told), prompt_tops=tuple(tops))

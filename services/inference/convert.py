@@ -12,19 +12,13 @@ from lares.inference.v1 import inference_pb2 as pb
 from services.inference.adapters.hardware import Hardware
 from services.inference.core.events import Delta, FinishReason, ScoredToken, TokenChance, TokenLogprob
 from services.inference.core.inference import (
-    EmbedRequest,
     GenerationEnded,
     GenerationEvent,
     GenerationRequest,
     GenerationStarted,
     PromptScored,
-    Reranking,
-    RerankRequest,
-    Score,
-    ScoreRequest,
 )
 from services.inference.core.models import LoadedModel, LoadState
-from services.inference.core.ports import Embeddings, EmbedItem
 from services.inference.core.prompts import (
     MAX_TEMPLATE_ARGUMENTS_BYTES,
     ChatMessage,
@@ -247,7 +241,7 @@ def generation_event_to_proto(event: GenerationEvent) -> Iterator[pb.GenerateRes
             )
             yield pb.GenerateResponse(started=started)
         case PromptScored():
-            scored = [_scored_token_to_proto(token) for token in event.tokens]
+            scored = [scored_token_to_proto(token) for token in event.tokens]
             yield pb.GenerateResponse(delta=pb.TextDelta(prompt=scored))
         case GenerationEnded():
             ended = event.ended
@@ -294,7 +288,8 @@ def _logprob_to_proto(logprob: TokenLogprob) -> pb.TokenLogprob:
     )
 
 
-def _scored_token_to_proto(token: ScoredToken) -> pb.ScoredToken:
+def scored_token_to_proto(token: ScoredToken) -> pb.ScoredToken:
+    """A token of a prompt."""
     return pb.ScoredToken(
         token_id=token.token_id,
         text=_text(token),
@@ -313,71 +308,6 @@ def _top_to_proto(top: Iterable[TokenChance]) -> list[pb.TopLogprob]:
 
 def _text(chance: TokenChance | ScoredToken) -> str:
     return chance.raw.decode("utf-8", errors="replace")
-
-
-def embed_request_from_proto(request: pb.EmbedRequest) -> EmbedRequest:
-    """Raises InvalidArgument."""
-    return EmbedRequest(
-        model=required_model(request.model),
-        inputs=[EmbedItem(item.text, tuple(item.tokens.token_ids)) for item in request.inputs],
-        dimensions=request.dimensions if request.HasField("dimensions") else None,
-        truncate=request.truncate,
-        keep_alive_s=keep_alive_from_proto(request),
-    )
-
-
-def embeddings_to_proto(embeddings: Embeddings, version: str) -> pb.EmbedResponse:
-    """In order."""
-    return pb.EmbedResponse(
-        embeddings=[pb.Embedding(values=vector) for vector in embeddings.vectors],
-        usage=pb.Usage(prompt_tokens=embeddings.num_tokens),
-        version=version,
-    )
-
-
-def rerank_request_from_proto(request: pb.RerankRequest) -> RerankRequest:
-    """Raises InvalidArgument."""
-    return RerankRequest(
-        model=required_model(request.model),
-        query=request.query,
-        documents=request.documents,
-        top_n=request.top_n if request.HasField("top_n") else None,
-        truncate=request.truncate,
-        keep_alive_s=keep_alive_from_proto(request),
-    )
-
-
-def reranking_to_proto(reranking: Reranking) -> pb.RerankResponse:
-    """Best first."""
-    return pb.RerankResponse(
-        results=[pb.RerankResult(index=index, score=score) for index, score in reranking.results],
-        usage=pb.Usage(prompt_tokens=reranking.num_tokens),
-        version=reranking.version,
-    )
-
-
-def score_request_from_proto(request: pb.ScoreRequest) -> ScoreRequest:
-    """Raises InvalidArgument."""
-    return ScoreRequest(
-        model=required_model(request.model),
-        prompt=prompt_from_proto(request),
-        top_logprobs=request.top_logprobs,
-        keep_alive_s=keep_alive_from_proto(request),
-        cache_salt=request.cache_salt,
-        priority=request.priority,
-    )
-
-
-def score_to_proto(score: Score) -> pb.ScoreResponse:
-    """All of it."""
-    return pb.ScoreResponse(
-        tokens=[_scored_token_to_proto(token) for token in score.tokens],
-        sum_logprob=score.sum_logprob,
-        perplexity=score.perplexity,
-        usage=pb.Usage(prompt_tokens=len(score.tokens)),
-        version=score.version,
-        adapter=score.adapter,
-    )
 
 
 def keep_alive_from_proto(request: _HasKeepAlive) -> float | None:

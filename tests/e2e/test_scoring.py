@@ -4,6 +4,7 @@ import json
 import math
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ TEXT = "The capital of France is Paris."
 
 
 @pytest.fixture
-def client(house: House) -> openai.OpenAI:
-    return openai.OpenAI(base_url=house.url, api_key="none", max_retries=0)
+def client(house: House) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=house.url, api_key="none", max_retries=0) as client:
+        yield client
 
 
 def post(house: House, path: str, body: dict[str, Any]) -> Any:
@@ -52,7 +54,8 @@ def test_a_cross_encoder_is_pulled_as_a_reranker(house: House, tmp_path: Path) -
     assert all(0 <= result["relevance_score"] <= 1 for result in answer["results"])
     with pytest.raises(urllib.error.HTTPError) as caught:
         post(house, "embeddings", {"model": "tiny-reranker", "input": "a cat"})
-    assert caught.value.code == 400
+    with caught.value as refused:
+        assert refused.code == 400
 
 
 def test_a_text_is_scored_as_evaluation_harnesses_do(house: House, client: openai.OpenAI) -> None:

@@ -16,7 +16,7 @@ from services.kit.errors import LaresError
 from services.kit.worker_port import Incoming, WorkerPort
 
 # A processor is busy with far fewer tokens than a card; a smaller batch is sooner done, and the next one's turn.
-_BATCH_TOKENS: Final = {"cpu": 4096, "cuda": 32_768}
+_BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 32_768}
 
 
 def main(init: EmbedderInit, port: WorkerPort[Embed | Rerank, Embedded | Reranked]) -> None:

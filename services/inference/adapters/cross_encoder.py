@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from services.inference.adapters import checkpoint, encoders
+from services.inference.adapters import encoders
 from services.inference.adapters.messages import Embed, Embedded, Loaded, Rerank, Reranked
+from services.inference.adapters.model_folder import read_json
 from services.inference.adapters.row_tokenizer import Row, RowTokenizer
 from services.kit.errors import UnsupportedFormat, WrongModelKind
 
@@ -24,7 +25,7 @@ class CrossEncoder:
         if config.num_labels != 1:
             raise UnsupportedFormat(f"the model tells {config.num_labels} labels apart; a reranker has one")
         self._model = model
-        stated = checkpoint.read_json(folder / "tokenizer_config.json").get("model_max_length")
+        stated = read_json(folder / "tokenizer_config.json").get("model_max_length")
         self._max_tokens = encoders.max_tokens(config, stated)
         self._tokenizer = RowTokenizer(folder, self._max_tokens)
         if config.pad_token_id is None:  # A decoder's head finds the end of each row by it.

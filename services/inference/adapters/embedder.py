@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
-from services.inference.adapters import checkpoint, encoders
+from services.inference.adapters import encoders
 from services.inference.adapters.messages import Embed, Embedded, EmbedInput, Loaded, Rerank, Reranked
+from services.inference.adapters.model_folder import read_json, read_json_list
 from services.inference.adapters.row_tokenizer import Row, RowTokenizer
 from services.kit.errors import InvalidArgument, UnsupportedFormat
 
@@ -28,7 +29,7 @@ class Embedder:
         model = encoders.load_encoder(folder, device, AutoModel)
         self._model = model
         self._config = model.config
-        stated = checkpoint.read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+        stated = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
         self._max_tokens = encoders.max_tokens(self._config, stated)
         self._tokenizer = RowTokenizer(folder, self._max_tokens)
         self.size = int(self._config.hidden_size)
@@ -104,7 +105,7 @@ def _fields(request: Embed | Rerank) -> list[str]:
 
 def _check_modules(folder: Path) -> None:
     """Raises UnsupportedFormat for a model that goes on where ours ends: its vectors would be others."""
-    modules = checkpoint.read_json_list(folder / "modules.json")
+    modules = read_json_list(folder / "modules.json")
     names = [str(module.get("type", "")).rpartition(".")[2] for module in modules if isinstance(module, dict)]
     if unknown := [name for name in names if name not in _MODULES]:
         raise UnsupportedFormat(f"the model has a module {', '.join(unknown)}, which is not supported")
@@ -115,7 +116,7 @@ def _pooling(folder: Path) -> str:
 
     Raises UnsupportedFormat.
     """
-    config = checkpoint.read_json(folder / "1_Pooling" / "config.json")
+    config = read_json(folder / "1_Pooling" / "config.json")
     chosen = [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, value in config.items()

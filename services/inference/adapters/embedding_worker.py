@@ -7,9 +7,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from services.inference.adapters import checkpoint
+from services.inference.adapters.checkpoint import quiet_libraries
 from services.inference.adapters.encoders import Encoder
 from services.inference.adapters.messages import Embed, Embedded, EmbedderInit, LoadProgress, Rerank, Reranked
+from services.inference.adapters.placement import use_all_cores
 from services.inference.adapters.row_tokenizer import Row
 from services.inference.core.embed_batches import EmbedBatches
 from services.kit.errors import LaresError
@@ -21,8 +22,8 @@ _BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 32_768}
 
 def main(init: EmbedderInit, port: WorkerPort[Embed | Rerank, Embedded | Reranked]) -> None:
     """Load, say so, and answer until told to stop."""
-    checkpoint.quiet_libraries()
-    checkpoint.use_all_cores()
+    quiet_libraries()
+    use_all_cores()
     port.progress(LoadProgress(0.5))
     encoder = _load(init)
     port.ready(encoder.loaded)

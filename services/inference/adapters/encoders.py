@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from services.inference.adapters import checkpoint
 from services.inference.adapters.messages import Embed, Embedded, Loaded, Rerank, Reranked
+from services.inference.adapters.model_folder import check_folder
+from services.inference.adapters.placement import place
 from services.inference.adapters.row_tokenizer import Row
 from services.kit.errors import DataLoss, FieldViolation, InvalidArgument, UnsupportedFormat
 
@@ -38,8 +39,8 @@ class Encoder(Protocol):
 
 def load_encoder(folder: Path, device: str, auto_class: Any) -> PreTrainedModel:
     """A transformers model in float32: what it gives is compared across machines. Raises UnsupportedFormat."""
-    checkpoint.check_folder(folder)
-    placement = checkpoint.place(folder, device)
+    check_folder(folder)
+    placement = place(folder, device)
     try:
         model: PreTrainedModel = auto_class.from_pretrained(
             folder,

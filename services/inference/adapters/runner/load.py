@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from services.inference.adapters.messages import EngineInit
+from services.inference.adapters.placement import Placement, num_kv_blocks
 from services.inference.adapters.runner.architecture import Architecture
 from services.inference.adapters.runner.batch import Batcher
 from services.inference.adapters.runner.engine import RunnerEngine
@@ -29,30 +31,33 @@ def read_architecture(folder: Path) -> Architecture | None:
 
 
 def load_runner(
+    init: EngineInit,
     folder: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    kv_bytes: int,
-    eos_token_ids: frozenset[int],
-    on_progress: OnProgress,
+    placement: Placement,
+    end_token_ids: frozenset[int],
+    on_progress: OnProgress = lambda share: None,
 ) -> RunnerEngine | None:
     """The engine with its weights in memory; None for a family that the runner does not know.
 
-    kv_bytes: for keys and values. eos_token_ids: beside those of config.json. on_progress is told the share of layers
-    read. Raises UnsupportedFormat.
+    end_token_ids: those that end a text. on_progress is told the share of layers read. Raises UnsupportedFormat.
     """
     architecture = read_architecture(folder)
     if architecture is None:
         return None
+    dtype, device = placement.dtype, torch.device(placement.device)
     decoder = Decoder(architecture, Checkpoint(folder, dtype, device), TorchOps(), on_progress)
-    num_blocks = max(1, kv_bytes // (architecture.kv_bytes_per_token * dtype.itemsize * BLOCK_SIZE))
+    num_blocks = num_kv_blocks(
+        init,
+        placement,
+        block_bytes=architecture.kv_bytes_per_token * dtype.itemsize * BLOCK_SIZE,
+        context_blocks=-(-architecture.context_length // BLOCK_SIZE),
+    )
     pool = KvPool.allocate(architecture, num_blocks, dtype, device)
     facts = EngineFacts(
         context_length=architecture.context_length,
         vocab_size=architecture.vocab_size,
-        eos_token_ids=architecture.eos_token_ids | eos_token_ids,
-        device=str(device),
+        eos_token_ids=end_token_ids,
+        device=placement.device,
         dtype=str(dtype).removeprefix("torch."),
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks,

@@ -30,7 +30,8 @@ class Checkpoint:
                 opened = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise UnsupportedFormat(f"{path.name} is not a safetensors file: {error}") from error
-            names: list[str] = opened.offset_keys()
+            # It is typed as a function without types.
+            names: list[str] = opened.offset_keys()  # type: ignore[no-untyped-call]
             self._files.update(dict.fromkeys(names, opened))
 
     def __contains__(self, name: str) -> bool:

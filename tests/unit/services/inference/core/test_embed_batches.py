@@ -1,6 +1,6 @@
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.core.embed_batches import (
@@ -28,6 +28,7 @@ def drain(batches: EmbedBatches) -> list[list[RowRef]]:
     return drained
 
 
+@settings(deadline=None)
 @given(REQUESTS, BUDGETS)
 def test_every_row_is_computed_exactly_once(requests: list[list[int]], max_tokens: int):
     rows = Counter(row for batch in drain(queue(requests, max_tokens)) for row in batch)
@@ -35,6 +36,7 @@ def test_every_row_is_computed_exactly_once(requests: list[list[int]], max_token
     assert rows == Counter(wanted)
 
 
+@settings(deadline=None)
 @given(REQUESTS, BUDGETS)
 def test_a_batch_keeps_to_its_budget_and_is_little_padding(requests: list[list[int]], max_tokens: int):
     for batch in drain(queue(requests, max_tokens)):
@@ -44,6 +46,7 @@ def test_a_batch_keeps_to_its_budget_and_is_little_padding(requests: list[list[i
         assert padding <= max(FREE_PADDING_TOKENS, MAX_PADDING_SHARE * padded)
 
 
+@settings(deadline=None)
 @given(REQUESTS, BUDGETS)
 def test_each_waiting_request_is_served_within_as_many_batches_as_requests_wait(
     requests: list[list[int]], max_tokens: int
@@ -59,6 +62,7 @@ def test_each_waiting_request_is_served_within_as_many_batches_as_requests_wait(
                 del unserved[request_id]
 
 
+@settings(deadline=None)
 @given(REQUESTS, BUDGETS, st.data())
 def test_nothing_of_a_cancelled_request_is_computed(
     requests: list[list[int]], max_tokens: int, data: st.DataObject

@@ -47,7 +47,7 @@ def save_adapter(folder: Path, settings: dict[str, Any], kind: str = "Llama") ->
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # They begin as zeros, which would say nothing.
                 parameter.copy_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(str(folder / "adapter"))
     assert isinstance(model, PeftModel)
     model.train(False)
     return model  # type: ignore[return-value]  # A PeftModel calls like the model in it.
@@ -131,7 +131,7 @@ def _set(name: str, value: Any) -> Callable[[Path], None]:
     return change
 
 
-def _weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def rewrite(folder: Path) -> None:
         path = folder / "adapter_model.safetensors"
         tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}

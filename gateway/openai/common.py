@@ -238,7 +238,7 @@ def usage_from_proto(usages: list[pb.Usage]) -> Usage:
     )
 
 
-def system_fingerprint(started: pb.GenerateStarted) -> str:
+def system_fingerprint(started: pb.GenerateStarted | pb.ScoreResponse) -> str:
     """Changes when the weights that answer change."""
     return f"fp_{hashlib.sha256(f'{started.version} {started.adapter}'.encode()).hexdigest()[:12]}"
 

@@ -6,7 +6,7 @@ itself. The loop's blocks are only counted, to bound what the caches take: none 
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from services.inference.adapters.checkpoint import context_length_of, load_causa
 from services.inference.adapters.lora import LoraAdapters
 from services.inference.adapters.messages import EngineInit
 from services.inference.adapters.placement import Placement, num_kv_blocks
+from services.inference.adapters.prompt_scores import score_rows
 from services.inference.adapters.sampler import pick
 from services.inference.core.engine import Chunk, ChunkResult, EngineFacts, EngineSequence
 from services.kit.errors import UnsupportedFormat
@@ -82,14 +83,14 @@ class TransformersEngine:
             if self._waits(chunk):
                 continue
             logits = self._compute(chunk)  # (kept, vocab)
-            results[index] = ChunkResult(prompt_logprobs=_prompt_logprobs(chunk, logits))
+            results[index] = _scored(chunk, logits)
             if chunk.picks:
                 picking.append(index)
                 rows.append(logits[-1])
         if picking:
             picks = pick(torch.stack(rows), [chunks[index].sequence for index in picking])
             for index, picked in zip(picking, picks, strict=True):
-                results[index] = ChunkResult(picked, results[index].prompt_logprobs)
+                results[index] = replace(results[index], picked=picked)
         return results
 
     def release(self, sequence: EngineSequence) -> None:
@@ -210,12 +211,12 @@ def _num_scored(chunk: Chunk) -> int:
     return max(0, min(chunk.num_tokens, len(sequence.prompt) - 1 - chunk.start))
 
 
-def _prompt_logprobs(chunk: Chunk, logits: Tensor) -> tuple[float, ...]:
-    """logits: (tokens of the chunk, vocab) where any are to be told."""
+def _scored(chunk: Chunk, logits: Tensor) -> ChunkResult:
+    """What is to be told of the prompt. logits: (tokens of the chunk, vocab) where anything is."""
     num_scored = _num_scored(chunk)
     if not num_scored:
-        return ()
+        return ChunkResult()
     following = chunk.sequence.prompt[chunk.start + 1 : chunk.start + 1 + num_scored]
     token_ids = torch.tensor(following, device=logits.device)  # (scored,)
-    logprobs = logits[:num_scored].float().log_softmax(dim=-1)  # (scored, vocab)
-    return tuple(logprobs.gather(1, token_ids[:, None])[:, 0].tolist())
+    told, tops = score_rows(logits[:num_scored], token_ids, chunk.sequence.num_logprobs or 0)
+    return ChunkResult(prompt_logprobs=tuple(told), prompt_tops=tuple(tops))

@@ -1,12 +1,14 @@
 """The runner as an Engine: chunks in, picked tokens out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from services.inference.adapters.prompt_scores import Top, score_rows
 from services.inference.adapters.runner.batch import Batch, Batcher
 from services.inference.adapters.runner.kv_pool import KvPool
 from services.inference.adapters.runner.lora import ActiveAdapter, Adapter, load_adapter
@@ -35,14 +37,14 @@ class RunnerEngine:
         hidden = self._decoder.hidden(batch, self._pool, self._active(batch))  # (T, hidden_size)
         scored = self._score(batch, hidden)
         picking = [index for index, chunk in enumerate(batch.chunks) if chunk.picks]
-        results = {id(chunk): ChunkResult(None, scored.get(id(chunk), ())) for chunk in batch.chunks}
+        results = {id(chunk): scored.get(id(chunk), ChunkResult()) for chunk in batch.chunks}
         if picking:
             last = batch.last_rows if len(picking) == len(batch.chunks) else batch.last_rows[picking]
             logits = self._decoder.logits(hidden[last])  # (picking, vocab)
             sequences = [batch.chunks[index].sequence for index in picking]
             for index, picked in zip(picking, pick(logits, sequences), strict=True):
                 key = id(batch.chunks[index])
-                results[key] = ChunkResult(picked, results[key].prompt_logprobs)
+                results[key] = replace(results[key], picked=picked)
         return [results[id(chunk)] for chunk in chunks]
 
     def release(self, sequence: EngineSequence) -> None:
@@ -74,19 +76,22 @@ class RunnerEngine:
             )
         return active
 
-    def _score(self, batch: Batch, hidden: Tensor) -> dict[int, tuple[float, ...]]:
+    def _score(self, batch: Batch, hidden: Tensor) -> dict[int, ChunkResult]:
         """Log probabilities of prompt tokens, by the chunk that comes before each."""
-        scored: dict[int, tuple[float, ...]] = {}
+        scored: dict[int, ChunkResult] = {}
         for chunk, rows in batch.rows():
             if not chunk.sequence.wants_prompt_logprobs:
                 continue
             prompt, start = chunk.sequence.prompt, chunk.start
             following = torch.tensor(prompt[start + 1 : start + chunk.num_tokens + 1], device=hidden.device)
-            found: list[float] = []
+            told: list[float] = []
+            tops: list[Top] = []
             for begin in range(0, len(following), _SCORED_ROWS):
                 wanted = following[begin : begin + _SCORED_ROWS]  # (rows,)
                 known = hidden[rows.start + begin : rows.start + begin + len(wanted)]
-                logprobs = self._decoder.logits(known).float().log_softmax(-1)  # (rows, vocab)
-                found.extend(logprobs.gather(1, wanted[:, None])[:, 0].tolist())
-            scored[id(chunk)] = tuple(found)
+                logits = self._decoder.logits(known)  # (rows, vocab)
+                some, likely = score_rows(logits, wanted, chunk.sequence.num_logprobs or 0)
+                told.extend(some)
+                tops.extend(likely)
+            scored[id(chunk)] = ChunkResult(prompt_logprobs=tuple(told), prompt_tops=tuple(tops))
         return scored

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from services.inference.core.events import Update
+from services.inference.core.events import LoopStats, Update
 from services.inference.core.prompts import Prompt
 from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
 
@@ -14,19 +14,29 @@ class LoadProgress(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What was loaded. context_length in tokens."""
+    """What was loaded. context_length in tokens. card_bytes: taken of the graphics card; 0 on the CPU.
+
+    note: what the operator should know of how it runs, or empty.
+    """
 
     device: str
     dtype: str
     context_length: int
+    card_bytes: int = 0
+    note: str = ""
 
 
 class EngineInit(msgspec.Struct, frozen=True):
-    """folder: safetensors, config and tokenizer. device: `auto`, `cpu` or `cuda`. max_sequences: slots."""
+    """folder: safetensors, config and tokenizer. device: `cpu`, `cuda:0`. max_sequences: slots.
+
+    kv_bytes: for keys and values of all of them. max_batch_tokens: computed in one step at most.
+    """
 
     folder: str
     device: str
     max_sequences: int
+    kv_bytes: int = 0
+    max_batch_tokens: int = 512
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
@@ -55,13 +65,26 @@ class DropAdapter(msgspec.Struct, frozen=True, tag="drop_adapter"):
     name: str
 
 
-EngineRequest = Generate | LoadAdapter | DropAdapter
+class WatchStats(msgspec.Struct, frozen=True, tag="watch_stats"):
+    """Asks for Stats whenever they changed, at most once a second. The call does not end."""
 
 
-class Step(msgspec.Struct, frozen=True):
+EngineRequest = Generate | LoadAdapter | DropAdapter | WatchStats
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
     """What one step said about one generation."""
 
     update: Update
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """How the step loop stands."""
+
+    stats: LoopStats
+
+
+EngineEvent = Step | Stats
 
 
 class EmbedderInit(msgspec.Struct, frozen=True):

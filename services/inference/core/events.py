@@ -74,6 +74,27 @@ class Update:
     ended: Ended | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LoopStats:
+    """How a step loop stands, and what it has done since it began.
+
+    num_live, num_waiting: sequences with and without a place in the step. num_blocks, num_used_blocks: of the KV
+    pool. The others only grow, but for last_batch_size: sequences in the last step.
+    """
+
+    num_live: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_used_blocks: int = 0
+    num_steps: int = 0
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_prefix_queried_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_preemptions: int = 0
+    last_batch_size: int = 0
+
+
 @dataclass(slots=True)
 class StepReport:
     """What one step says about all requests, by request id."""

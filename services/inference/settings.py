@@ -33,7 +33,10 @@ class InferenceSettings(ServiceSettings):
         " max_sequences ask for, at most a quarter of the memory.",
     )
     max_batch_tokens: int = Field(
-        default=512, ge=16, le=65_536, description="Tokens that one model computes in one step at most."
+        default=512,
+        ge=16,
+        le=65_536,
+        description="Tokens that one step of a model computes at most, prompts and answers together.",
     )
     max_sequences: int = Field(
         default=64, ge=1, le=256, description="Answers that one model works on at once; the others wait."

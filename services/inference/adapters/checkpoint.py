@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from services.inference.adapters.hardware import cpu_features, num_usable_cpus
+from services.inference.adapters.hardware import cpu_features, num_usable_cpus, probe_memory
 from services.inference.core.engine import EngineFacts
 from services.inference.core.sampling import SamplingDefaults
 from services.kit.errors import UnsupportedFormat
@@ -40,15 +40,27 @@ def check_folder(folder: Path) -> None:
 
 
 def place(folder: Path, device: str) -> Placement:
-    """Choose device and dtype. device: `auto`, `cpu`, `cuda`. A card that is too small is passed over."""
+    """Choose device and dtype. device: `auto`, `cpu`, `cuda`, `cuda:1`. Auto passes over a card that is too small."""
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if device != "cpu" and torch.cuda.is_available():
-        free_bytes, _ = torch.cuda.mem_get_info(0)
-        if device == "cuda" or num_bytes * _CUDA_HEADROOM < free_bytes:
-            return Placement("cuda:0", torch.bfloat16)
+        fits = num_bytes * _CUDA_HEADROOM < free_bytes("cuda:0")
+        if device != "auto" or fits:
+            return Placement(device if ":" in device else "cuda:0", torch.bfloat16)
     # Without these instructions bfloat16 is emulated, and slower than float32.
     has_bf16 = {"avx512_bf16", "amx_bf16"} & set(cpu_features())
     return Placement("cpu", torch.bfloat16 if has_bf16 else torch.float32)
+
+
+def free_bytes(device: str) -> int:
+    """Memory of a device, `cpu` or `cuda:0`, that nobody has taken."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return probe_memory().available_bytes
+
+
+def card_bytes(device: str) -> int:
+    """What torch has taken of a graphics card in this process; 0 on the CPU."""
+    return int(torch.cuda.memory_reserved(device)) if device.startswith("cuda") else 0
 
 
 def use_all_cores() -> None:
@@ -108,21 +120,37 @@ def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
 
 
 def facts_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, placement: Placement
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    placement: Placement,
+    *,
+    block_size: int,
+    num_blocks: int,
+    shares_blocks: bool,
+    weights_bytes: int = 0,
+    kv_bytes: int = 0,
+    note: str = "",
 ) -> EngineFacts:
     """What the step loop needs to know. The ends of text are all those that any of the model's files name."""
-    config = model.config.get_text_config()
+    text = config.get_text_config()
     ends: set[int] = set()
-    for source in (read_json(folder / "generation_config.json").get("eos_token_id"), config.eos_token_id):
+    for source in (read_json(folder / "generation_config.json").get("eos_token_id"), text.eos_token_id):
         ends.update(source if isinstance(source, list) else [source] if isinstance(source, int) else [])
     if isinstance(tokenizer.eos_token_id, int):
         ends.add(tokenizer.eos_token_id)
     return EngineFacts(
-        context_length=int(config.max_position_embeddings),
-        vocab_size=int(config.vocab_size),
+        context_length=int(text.max_position_embeddings),
+        vocab_size=int(text.vocab_size),
         eos_token_ids=frozenset(ends),
         device=placement.device,
         dtype=str(placement.dtype).removeprefix("torch."),
+        block_size=block_size,
+        num_blocks=num_blocks,
+        shares_blocks=shares_blocks,
+        weights_bytes=weights_bytes,
+        kv_bytes=kv_bytes,
+        note=note,
     )
 
 

@@ -1,10 +1,13 @@
 """The worker of a language model. `main` runs in a child process and holds the model, its loop, its adapters."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.inference.adapters.beside import Beside
 from services.inference.adapters.messages import (
     DropAdapter,
+    EngineEvent,
     EngineInit,
     EngineRequest,
     Generate,
@@ -12,21 +15,35 @@ from services.inference.adapters.messages import (
     Loaded,
     LoadProgress,
     Step,
+    WatchStats,
 )
+from services.inference.adapters.stats_reporter import StatsReporter
+from services.inference.core.engine import Engine
 from services.inference.core.loop import LoopRequest, StepLoop
 from services.kit.errors import LaresError
 from services.kit.worker_port import Incoming, WorkerPort
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def main(init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
+
+def main(init: EngineInit, port: WorkerPort[EngineRequest, EngineEvent]) -> None:
     """Load, say so, and step until told to stop."""
     EngineWorker(init, port).run()
+
+
+def make_engine(init: EngineInit, folder: Path, tokenizer: Callable[[], "PreTrainedTokenizerBase"]) -> Engine:
+    """The engine that runs this model, its weights in memory. tokenizer: waits for it, where it is loading."""
+    from services.inference.adapters import checkpoint
+    from services.inference.adapters.transformers_engine import load_transformers_engine
+
+    return load_transformers_engine(init, folder, checkpoint.place(folder, init.device), tokenizer)
 
 
 class EngineWorker:
     """Ties the loop to the pipes: what comes in between two steps, and one message out for each."""
 
-    def __init__(self, init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
+    def __init__(self, init: EngineInit, port: WorkerPort[EngineRequest, EngineEvent]) -> None:
         port.progress(LoadProgress(0.05))
         # Imported here, so that the first sign of life comes before some seconds of imports.
         from services.inference.adapters import checkpoint
@@ -35,32 +52,45 @@ class EngineWorker:
         checkpoint.use_all_cores()
         port.progress(LoadProgress(0.4))
         from services.inference.adapters.prompt_renderer import PromptRenderer
-        from services.inference.adapters.torch_engine import TorchEngine
         from services.inference.adapters.vocabulary import TokenizerVocabulary
 
         folder = Path(init.folder)
-        placement = checkpoint.place(folder, init.device)
         with Beside(lambda: checkpoint.load_tokenizer(folder)) as tokenizer_load:
-            model = checkpoint.load_causal_model(folder, placement)
+            self._engine = make_engine(init, folder, tokenizer_load.result)
         tokenizer = tokenizer_load.result()
         port.progress(LoadProgress(0.9))
         self._port = port
-        self._engine = TorchEngine(model, checkpoint.facts_of(model, tokenizer, folder, placement))
+        self._stats = StatsReporter(port)
         self._renderer = PromptRenderer(tokenizer)
         self._vocabulary = TokenizerVocabulary(tokenizer)
         self._loop = StepLoop(
             self._engine,
             self._vocabulary,
             max_sequences=init.max_sequences,
+            max_batch_tokens=init.max_batch_tokens,
             defaults=checkpoint.sampling_defaults(folder),
         )
 
     def run(self) -> None:
         """Serve until the parent says stop."""
+        from services.inference.adapters import checkpoint  # As above.
+
         facts = self._engine.facts
-        self._port.ready(Loaded(facts.device, facts.dtype, facts.context_length))
+        self._port.ready(
+            Loaded(
+                device=facts.device,
+                dtype=facts.dtype,
+                context_length=facts.context_length,
+                num_kv_tokens=facts.num_blocks * facts.block_size,
+                weights_bytes=facts.weights_bytes,
+                kv_bytes=facts.kv_bytes,
+                card_bytes=checkpoint.card_bytes(facts.device),
+                note=facts.note,
+            )
+        )
         while not self._port.closed:
-            for incoming in self._port.receive(timeout_s=0 if self._loop.has_work else None):
+            timeout_s = 0 if self._loop.has_work else self._stats.due_in_s
+            for incoming in self._port.receive(timeout_s=timeout_s):
                 self._take(incoming)
             if self._loop.has_work:
                 report = self._loop.step()
@@ -68,6 +98,7 @@ class EngineWorker:
                     events=[(call_id, Step(update)) for call_id, update in report.updates],
                     finished=report.finished,
                 )
+            self._stats.tell(self._loop.stats)
 
     def _take(self, incoming: Incoming[EngineRequest]) -> None:
         call_id = incoming.call_id
@@ -81,7 +112,10 @@ class EngineWorker:
                 case DropAdapter(name):
                     self._engine.drop_adapter(name)
                     self._port.finish(call_id)
+                case WatchStats():
+                    self._stats.watch(call_id)
                 case None if incoming.kind == "cancel":
+                    self._stats.unwatch(call_id)
                     self._loop.cancel(call_id)
         except LaresError as error:
             self._port.fail(call_id, error)

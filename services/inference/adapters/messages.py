@@ -14,29 +14,35 @@ class LoadProgress(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What was loaded. context_length in tokens. card_bytes: taken of the graphics card; 0 on the CPU.
+    """What was loaded. context_length in tokens.
 
-    note: what the operator should know of how it runs, or empty.
+    num_kv_tokens: whose keys and values fit in memory at once; weights_bytes, kv_bytes: taken by weights and by
+    keys and values; card_bytes: of a graphics card, taken by all of it; note: what the operator should know, or
+    empty. An embedding model tells none of these.
     """
 
     device: str
     dtype: str
     context_length: int
+    num_kv_tokens: int = 0
+    weights_bytes: int = 0
+    kv_bytes: int = 0
     card_bytes: int = 0
     note: str = ""
 
 
 class EngineInit(msgspec.Struct, frozen=True):
-    """folder: safetensors, config and tokenizer. device: `cpu`, `cuda:0`. max_sequences: slots.
+    """folder: safetensors, config and tokenizer. device: `cpu`, `cuda:0`.
 
-    kv_bytes: for keys and values of all of them. max_batch_tokens: computed in one step at most.
+    max_sequences: that run at once. max_batch_tokens: computed in one step. kv_bytes: for keys and values; 0
+    leaves it to the engine.
     """
 
     folder: str
     device: str
     max_sequences: int
+    max_batch_tokens: int
     kv_bytes: int = 0
-    max_batch_tokens: int = 512
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):

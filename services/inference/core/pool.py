@@ -86,7 +86,9 @@ class ModelPool:
 
     def loaded_models(self) -> list[LoadedModel]:
         """All models in memory, by name."""
-        return sorted((entry.snapshot() for entry in self._entries.values()), key=lambda model: model.name)
+        return sorted(
+            (entry.snapshot() for entry in list(self._entries.values())), key=lambda model: model.name
+        )
 
     def stats(self) -> Mapping[str, list[LoopStats]]:
         """By name of the model, how the loops of its workers stood a moment ago."""
@@ -96,7 +98,7 @@ class ModelPool:
                 for replica in entry.ready_replicas
                 if replica.ready_worker.stats is not None
             ]
-            for entry in self._entries.values()
+            for entry in list(self._entries.values())
         }
 
     def watch(self) -> AsyncGenerator[tuple[int, LoadedModel], None]:
@@ -217,6 +219,8 @@ class ModelPool:
                     self._remove(entry, LoadState.FAILED, error)
                     return False
                 _log.warning("worker did not come up again", model=entry.name, why=error.message)
+                entry.failure_message = error.message
+                self._publish(entry)
                 await asyncio.sleep(replica.backoff_s)
             except Exception as error:  # Whatever it is, those who wait for the model are told.
                 self._give_up(entry, replica, error)
@@ -269,9 +273,7 @@ class ModelPool:
         entry.state = state
         if state is LoadState.FAILED:
             entry.failure_message = (
-                error.message
-                if isinstance(error, LaresError)
-                else "it could not be loaded; the log says why"
+                error.message if isinstance(error, LaresError) else "it could not be loaded; the log says why"
             )
         entry.cancel_timer()
         if self._entries.get(entry.model.version.name) is entry:

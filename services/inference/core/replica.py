@@ -23,9 +23,7 @@ _TOLERANCE: Final = 0.2
 class Replica:
     """The place of one worker, which may be empty while it loads or is replaced."""
 
-    def __init__(
-        self, name: str, plan: MemoryPlan, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, name: str, plan: MemoryPlan, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.plan = plan
         self.worker: ModelWorker | None = None

@@ -59,8 +59,8 @@ def test_who_waits_is_let_in_as_soon_as_a_slot_is_free():
     while loop.has_work:
         loop.step()
         assert loop.num_live_sequences <= 2
-    assert engine.batches[0] == ("prefill", 2)
-    assert max(size for _, size in engine.batches) == 2
+    assert [num_tokens for _, num_tokens in engine.batches[0]] == [3, 3]
+    assert max(len(batch) for batch in engine.batches) == 2
 
 
 def test_priority_goes_first_among_those_that_wait():

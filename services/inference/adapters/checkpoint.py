@@ -10,12 +10,11 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from services.inference.adapters.estimate import check_folder as check_folder  # Workers ask it here.
 from services.inference.adapters.hardware import cpu_features, num_usable_cpus, probe_memory
 from services.inference.core.engine import EngineFacts
 from services.inference.core.sampling import SamplingDefaults
 from services.kit.errors import UnsupportedFormat
-
-_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 # Beyond the weights, a card needs room for the KV cache and activations.
 _CUDA_HEADROOM: Final = 1.3
@@ -27,16 +26,6 @@ class Placement:
 
     device: str
     dtype: torch.dtype
-
-
-def check_folder(folder: Path) -> None:
-    """Raises UnsupportedFormat unless the folder holds safetensors and a config."""
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        found = f"only {', '.join(pickles)}, pickles that can run code" if pickles else "no weights"
-        raise UnsupportedFormat(f"the model has {found}; Lares loads safetensors and GGUF")
-    if not (folder / "config.json").is_file():
-        raise UnsupportedFormat("the model has no config.json, so its architecture is not known")
 
 
 def place(folder: Path, device: str) -> Placement:

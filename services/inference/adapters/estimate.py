@@ -42,6 +42,9 @@ _ROW_SCALE_BYTES: Final = 4
 _NEVER_QUANTIZED: Final = ("embed", "wte", "wpe", "lm_head", "norm")
 
 
+_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
 class _Tensor(msgspec.Struct):
     """One entry of a safetensors header."""
 
@@ -97,8 +100,19 @@ class Checkpoint:
         return _WORKSPACE_BYTES + max_batch_tokens * a_token
 
 
+def check_folder(folder: Path) -> None:
+    """Raises UnsupportedFormat unless the folder holds safetensors and a config."""
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        found = f"only {', '.join(pickles)}, pickles that can run code" if pickles else "no weights"
+        raise UnsupportedFormat(f"the model has {found}; Lares loads safetensors and GGUF")
+    if not (folder / "config.json").is_file():
+        raise UnsupportedFormat("the model has no config.json, so its architecture is not known")
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a folder's headers. Raises UnsupportedFormat for what is no sound checkpoint."""
+    check_folder(folder)
     shape = _read_shape(folder / "config.json")
     tensors: list[tuple[bool, int, int]] = []
     num_stored_bytes = num_other_bytes = 0
@@ -128,8 +142,6 @@ def _weight_files(folder: Path) -> list[Path]:
         paths = [folder / name for name in sorted(names)]
     else:
         paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise UnsupportedFormat("the model has no safetensors; Lares loads safetensors and GGUF")
     if len(paths) > _MAX_FILES:
         raise UnsupportedFormat(f"the model's weights are in more than {_MAX_FILES} files")
     return paths
@@ -177,8 +189,6 @@ def _check_layout(file: str, tensors: dict[str, _Tensor], num_data_bytes: int) -
 
 
 def _read_shape(path: Path) -> Shape:
-    if not path.is_file():
-        raise UnsupportedFormat("the model has no config.json, so its architecture is not known")
     config = _read_json(path, _MAX_CONFIG_BYTES)
     text = config.get("text_config")
     if isinstance(text, dict):  # Of a model that also sees or hears.

@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
@@ -84,13 +84,14 @@ def _of_models(models: list[LoadedModel]) -> Iterable[Metric]:
     for state in sorted({model.state for model in models}):
         states.add_metric([state], sum(model.state is state for model in models))
     yield states
-    for name, what, value_of in (
+    gauges: tuple[tuple[str, str, Callable[[LoadedModel], float]], ...] = (
         ("lares_model_memory_bytes", "Resident memory of a model's workers.", lambda m: m.memory_bytes),
         ("lares_model_load_seconds", "How long its last load took.", lambda m: m.load_s),
         ("lares_model_requests_active", "Requests that it is answering.", lambda m: m.num_active_requests),
         ("lares_model_requests_waiting", "Requests that wait for it.", lambda m: m.num_waiting_requests),
         ("lares_model_workers_ready", "Its workers that answer.", lambda m: m.num_ready_workers),
-    ):
+    )
+    for name, what, value_of in gauges:
         gauge = GaugeMetricFamily(name, what, labels=["model"])
         for model in models:
             gauge.add_metric([model.name], value_of(model))
@@ -140,4 +141,4 @@ def _summed(
 
 
 METRICS: Final = PoolCollector()
-REGISTRY.register(METRICS)  # type: ignore[no-untyped-call]  # prometheus_client does not annotate it.
+REGISTRY.register(METRICS)

@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 from services.inference.adapters.messages import Stats
@@ -24,7 +25,7 @@ def test_stats_are_told_once_a_second_and_the_last_word_is_not_forgotten():
     assert (port.sent, reporter.due_in_s) == ([], None)
     reporter.watch(7)
     for step in range(10):
-        reporter.tell(lambda step=step: stats(step))
+        reporter.tell(partial(stats, step))
         now[0] += 0.01
     assert port.sent == [[(7, Stats(stats(0)))]]
     assert reporter.due_in_s is not None

@@ -54,13 +54,13 @@ class FakeEngine:
         self._script = script
         self._memory: list[_Written | None] = [None] * (num_blocks * block_size)
         self._adapters: dict[str, int] = {}
-        self._known: set[int] = set()
+        self._num_computed: dict[int, int] = {}
         self._random: dict[int, random.Random] = {}
 
     @property
     def num_sequences(self) -> int:
         """How many sequences are remembered."""
-        return len(self._known)
+        return len(self._num_computed)
 
     def step(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Check, write, pick."""
@@ -75,7 +75,7 @@ class FakeEngine:
 
     def release(self, sequence: EngineSequence) -> None:
         """Forget one."""
-        self._known.discard(sequence.sequence_id)
+        self._num_computed.pop(sequence.sequence_id, None)
         self._random.pop(sequence.sequence_id, None)
 
     def load_adapter(self, name: str, folder: Path) -> None:
@@ -93,9 +93,9 @@ class FakeEngine:
         assert len(set(sequence.blocks)) == len(sequence.blocks)
         assert all(0 <= block < facts.num_blocks for block in sequence.blocks)
         assert chunk.start + chunk.num_tokens <= len(sequence.blocks) * facts.block_size
-        if not facts.shares_blocks and sequence.sequence_id not in self._known:
-            assert chunk.start == 0
-        self._known.add(sequence.sequence_id)
+        if not facts.shares_blocks:  # What a sequence did not compute itself is not there.
+            assert chunk.start in (0, self._num_computed.get(sequence.sequence_id, 0))
+        self._num_computed[sequence.sequence_id] = chunk.start + chunk.num_tokens
         self._check_memory(sequence, chunk.start)
 
     def _check_memory(self, sequence: EngineSequence, num_tokens: int) -> None:
@@ -166,9 +166,15 @@ def _mix(checksum: int, token: int) -> int:
 class ByteVocabulary:
     """Tokens 0 to 255 are bytes; 256 and 257 are special and have no text."""
 
+    adds_up = True
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Bytes as UTF-8."""
         return bytes(token for token in token_ids if token < 256).decode("utf-8", errors="replace")
+
+    def text_bytes(self, token_id: int, *, begins_text: bool = False) -> bytes:
+        """One byte, or nothing."""
+        return bytes([token_id]) if token_id < 256 else b""
 
     def token_bytes(self, token_id: int) -> bytes:
         """One byte, or a name."""

@@ -9,7 +9,7 @@ from services.inference.core.engine import Chunk, Engine, EngineSequence
 from services.inference.core.sampling import Sampling
 from tests.contract.engine_driver import Driver, run, sequence
 from tests.contract.fake_engine import FakeEngine
-from tests.contract.tiny_llama import tiny_engine
+from tests.contract.tiny_llama import tiny_engine, tiny_runner
 
 MakeEngine = Callable[[], Engine]
 
@@ -18,6 +18,7 @@ ENGINES: dict[str, MakeEngine] = {
     "fake": FakeEngine,
     "fake-that-shares-nothing": lambda: FakeEngine(shares_blocks=False),
     "transformers": tiny_engine,
+    "runner": tiny_runner,
 }
 
 

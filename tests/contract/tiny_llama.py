@@ -1,8 +1,15 @@
 """A random Llama of two layers: real architecture, no real weights."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from services.inference.adapters.messages import EngineInit
+from services.inference.adapters.placement import Placement
+from services.inference.adapters.runner.engine import RunnerEngine
+from services.inference.adapters.runner.load import load_runner
 from services.inference.adapters.transformers_engine import TransformersEngine
 from services.inference.core.engine import EngineFacts
 
@@ -44,6 +51,17 @@ def tiny_facts(*, shares_blocks: bool = False, block_size: int = 4, num_blocks: 
         num_blocks=num_blocks,
         shares_blocks=shares_blocks,
     )
+
+
+def tiny_runner(model: PreTrainedModel | None = None) -> RunnerEngine:
+    """Our own engine over it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (model or tiny_llama()).save_pretrained(folder)
+        init = EngineInit(name, "cpu", max_sequences=64, kv_bytes=2**20)
+        engine = load_runner(init, folder, Placement("cpu", torch.float32), frozenset({EOS}))
+    assert engine is not None
+    return engine
 
 
 def tiny_engine(model: PreTrainedModel | None = None) -> TransformersEngine:

@@ -1,10 +1,8 @@
 """The worker of a language model. `main` runs in a child process and holds the model, its loop, its adapters."""
 
-from collections.abc import Callable
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from services.inference.adapters.beside import Beside
 from services.inference.adapters.messages import (
     DropAdapter,
     EngineEvent,
@@ -23,21 +21,27 @@ from services.inference.core.loop import LoopRequest, StepLoop
 from services.kit.errors import LaresError
 from services.kit.worker_port import Incoming, WorkerPort
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 def main(init: EngineInit, port: WorkerPort[EngineRequest, EngineEvent]) -> None:
     """Load, say so, and step until told to stop."""
     EngineWorker(init, port).run()
 
 
-def make_engine(init: EngineInit, folder: Path, tokenizer: Callable[[], "PreTrainedTokenizerBase"]) -> Engine:
-    """The engine that runs this model, its weights in memory. tokenizer: waits for it, where it is loading."""
-    from services.inference.adapters import checkpoint
+def make_engine(init: EngineInit, folder: Path, end_token_ids: frozenset[int]) -> Engine:
+    """The engine that runs this model, its weights in memory: our own for the families it knows."""
+    # Imported here and below, so that a worker's first sign of life comes before torch is imported, and a model that
+    # our own engine runs never waits for transformers.
+    from services.inference.adapters.placement import place, use_all_cores
+    from services.inference.adapters.runner.load import load_runner
+
+    use_all_cores()
+    placement = place(folder, init.device)
+    runner = load_runner(init, folder, placement, end_token_ids)
+    if runner is not None:
+        return runner
     from services.inference.adapters.transformers_engine import load_transformers_engine
 
-    return load_transformers_engine(init, folder, checkpoint.place(folder, init.device), tokenizer)
+    return load_transformers_engine(init, folder, placement, end_token_ids)
 
 
 class EngineWorker:
@@ -45,19 +49,20 @@ class EngineWorker:
 
     def __init__(self, init: EngineInit, port: WorkerPort[EngineRequest, EngineEvent]) -> None:
         port.progress(LoadProgress(0.05))
-        # Imported here, so that the first sign of life comes before some seconds of imports.
-        from services.inference.adapters import checkpoint
-
-        checkpoint.quiet_libraries()
-        checkpoint.use_all_cores()
-        port.progress(LoadProgress(0.4))
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from services.inference.adapters.model_folder import check_folder, end_token_ids, sampling_defaults
         from services.inference.adapters.prompt_renderer import PromptRenderer
+        from services.inference.adapters.tokenizer import load_tokenizer
         from services.inference.adapters.vocabulary import TokenizerVocabulary
 
         folder = Path(init.folder)
-        with Beside(lambda: checkpoint.load_tokenizer(folder)) as tokenizer_load:
-            self._engine = make_engine(init, folder, tokenizer_load.result)
-        tokenizer = tokenizer_load.result()
+        check_folder(folder)
+        tokenizer = load_tokenizer(folder)
+        port.progress(LoadProgress(0.1))
+        ends = end_token_ids(folder)
+        if tokenizer.eos_token_id is not None:
+            ends |= {tokenizer.eos_token_id}
+        self._engine = make_engine(init, folder, ends)
         port.progress(LoadProgress(0.9))
         self._port = port
         self._stats = StatsReporter(port)
@@ -68,12 +73,12 @@ class EngineWorker:
             self._vocabulary,
             max_sequences=init.max_sequences,
             max_batch_tokens=init.max_batch_tokens,
-            defaults=checkpoint.sampling_defaults(folder),
+            defaults=sampling_defaults(folder),
         )
 
     def run(self) -> None:
         """Serve until the parent says stop."""
-        from services.inference.adapters import checkpoint  # As above.
+        from services.inference.adapters.placement import card_bytes  # As above.
 
         facts = self._engine.facts
         self._port.ready(
@@ -84,7 +89,7 @@ class EngineWorker:
                 num_kv_tokens=facts.num_blocks * facts.block_size,
                 weights_bytes=facts.weights_bytes,
                 kv_bytes=facts.kv_bytes,
-                card_bytes=checkpoint.card_bytes(facts.device),
+                card_bytes=card_bytes(facts.device),
                 note=facts.note,
             )
         )

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from services.inference.adapters.model_folder import check_folder
 from services.kit.errors import UnsupportedFormat
 
 WeightType = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -40,9 +41,6 @@ _ROW_SCALE_BYTES: Final = 4
 
 # What is looked up or multiplied once a token stays in sixteen bits when the rest is quantized.
 _NEVER_QUANTIZED: Final = ("embed", "wte", "wpe", "lm_head", "norm")
-
-
-_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class _Tensor(msgspec.Struct):
@@ -98,16 +96,6 @@ class Checkpoint:
         num_bytes = 4 if compute_type == "fp32" else 2
         a_token = (6 * shape.hidden_size + 3 * shape.intermediate_size) * num_bytes + shape.vocab_size * 4
         return _WORKSPACE_BYTES + max_batch_tokens * a_token
-
-
-def check_folder(folder: Path) -> None:
-    """Raises UnsupportedFormat unless the folder holds safetensors and a config."""
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        found = f"only {', '.join(pickles)}, pickles that can run code" if pickles else "no weights"
-        raise UnsupportedFormat(f"the model has {found}; Lares loads safetensors and GGUF")
-    if not (folder / "config.json").is_file():
-        raise UnsupportedFormat("the model has no config.json, so its architecture is not known")
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

@@ -41,7 +41,7 @@ class EngineInit(msgspec.Struct, frozen=True):
     folder: str
     device: str
     max_sequences: int
-    max_batch_tokens: int
+    max_batch_tokens: int = 512
     kv_bytes: int = 0
 
 

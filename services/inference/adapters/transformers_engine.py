@@ -5,26 +5,24 @@ itself. The loop's blocks are only counted, to bound what the caches take: none 
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from services.inference.adapters.checkpoint import Placement, facts_of, free_bytes, load_causal_model
+from services.inference.adapters.checkpoint import load_causal_model, quiet_libraries
 from services.inference.adapters.lora import LoraAdapters
 from services.inference.adapters.messages import EngineInit
-from services.inference.adapters.sampler import Sampler
+from services.inference.adapters.placement import Placement, num_kv_blocks
+from services.inference.adapters.sampler import pick
 from services.inference.core.engine import Chunk, ChunkResult, EngineFacts, EngineSequence
 
 BLOCK_SIZE: Final = 16
-
-# Of the memory that is free once the weights are in it, what caches may take unless told otherwise.
-_KV_SHARE: Final = 0.25
 
 
 @dataclass(slots=True)
@@ -42,7 +40,6 @@ class TransformersEngine:
         self._facts = facts
         self._model = model
         self._lora = LoraAdapters(model)
-        self._sampler = Sampler()
         self._held: dict[int, _Held] = {}  # By sequence.
         self._owner_of: dict[int, int] = {}  # The sequence that a block was last seen with.
         # State-space models take theirs under a name of their own.
@@ -74,14 +71,13 @@ class TransformersEngine:
                 picking.append(index)
                 rows.append(logits[-1])
         if picking:
-            picks = self._sampler.pick(torch.stack(rows), [chunks[index].sequence for index in picking])
+            picks = pick(torch.stack(rows), [chunks[index].sequence for index in picking])
             for index, picked in zip(picking, picks, strict=True):
                 results[index] = ChunkResult(picked, results[index].prompt_logprobs)
         return results
 
     def release(self, sequence: EngineSequence) -> None:
-        """Forget a sequence's cache and its random generator."""
-        self._sampler.release(sequence.sequence_id)
+        """Forget a sequence's cache."""
         self._drop_cache(sequence.sequence_id)
 
     def load_adapter(self, name: str, folder: Path) -> None:
@@ -130,22 +126,24 @@ class TransformersEngine:
 
 
 def load_transformers_engine(
-    init: EngineInit, folder: Path, placement: Placement, tokenizer: Callable[[], PreTrainedTokenizerBase]
+    init: EngineInit, folder: Path, placement: Placement, end_token_ids: frozenset[int]
 ) -> TransformersEngine:
-    """Weights into memory, and the caches' share measured. tokenizer: waits for it, where it is loading."""
+    """Weights into memory, and the caches' share measured. Raises UnsupportedFormat."""
+    quiet_libraries()
     model = load_causal_model(folder, placement)
+    text = model.config.get_text_config()
     weights_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     block_bytes = BLOCK_SIZE * kv_bytes_per_token(model.config, placement.dtype)
-    context_length = int(model.config.get_text_config().max_position_embeddings)
-    kv_bytes = init.kv_bytes or int(free_bytes(placement.device) * _KV_SHARE)
-    # No more than all sequences at their longest could use.
-    most = init.max_sequences * -(-context_length // BLOCK_SIZE)
-    num_blocks = max(1, min(kv_bytes // block_bytes, most))
-    facts = facts_of(
-        model.config,
-        tokenizer(),
-        folder,
-        placement,
+    context_length = int(text.max_position_embeddings)
+    num_blocks = num_kv_blocks(
+        init, placement, block_bytes=block_bytes, context_blocks=-(-context_length // BLOCK_SIZE)
+    )
+    facts = EngineFacts(
+        context_length=context_length,
+        vocab_size=int(text.vocab_size),
+        eos_token_ids=end_token_ids,
+        device=placement.device,
+        dtype=str(placement.dtype).removeprefix("torch."),
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks,
         shares_blocks=False,

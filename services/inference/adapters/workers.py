@@ -38,8 +38,16 @@ from services.kit.worker import Worker, WorkerSpec
 # A conversion takes the first part of a load's progress, where one is needed.
 _CONVERSION_SHARE: Final = 0.7
 
-# Passive: on a busy machine, threads that spin at every barrier make a step ten times slower.
-_ENV: Final = {"TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+_ENV: Final = {
+    "TQDM_DISABLE": "1",
+    # Threads that sleep at every barrier make a step twice as slow, and threads that spin without end take a busy
+    # machine's cores from those who have work: they spin for some microseconds, then sleep.
+    "GOMP_SPINCOUNT": "10000",
+    # Activations of a long prompt are some megabytes: given back to the system after each use, they would cost a page
+    # fault for every 4 KiB, as much as their computation.
+    "MALLOC_MMAP_THRESHOLD_": "268435456",
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+}
 
 
 class ProcessWorkerFactory:

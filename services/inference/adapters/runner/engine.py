@@ -1,0 +1,92 @@
+"""The runner as an Engine: chunks in, picked tokens out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from services.inference.adapters.runner.batch import Batch, Batcher
+from services.inference.adapters.runner.kv_pool import KvPool
+from services.inference.adapters.runner.lora import ActiveAdapter, Adapter, load_adapter
+from services.inference.adapters.runner.model import Decoder
+from services.inference.adapters.sampler import pick
+from services.inference.core.engine import Chunk, ChunkResult, EngineFacts, EngineSequence
+
+# Rows of logits at once where a prompt is scored: a vocabulary of 256k in float32 is a megabyte a row.
+_SCORED_ROWS: Final = 64
+
+
+class RunnerEngine:
+    """Implements the Engine port over a decoder and its pool of blocks."""
+
+    def __init__(self, decoder: Decoder, pool: KvPool, batcher: Batcher, facts: EngineFacts) -> None:
+        self.facts = facts
+        self._decoder = decoder
+        self._pool = pool
+        self._batcher = batcher
+        self._adapters: dict[str, Adapter] = {}
+
+    @torch.inference_mode()
+    def step(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        """One pass over all chunks."""
+        batch = self._batcher.make(chunks)
+        hidden = self._decoder.hidden(batch, self._pool, self._active(batch))  # (T, hidden_size)
+        scored = self._score(batch, hidden)
+        picking = [index for index, chunk in enumerate(batch.chunks) if chunk.picks]
+        results = {id(chunk): ChunkResult(None, scored.get(id(chunk), ())) for chunk in batch.chunks}
+        if picking:
+            last = batch.last_rows if len(picking) == len(batch.chunks) else batch.last_rows[picking]
+            logits = self._decoder.logits(hidden[last])  # (picking, vocab)
+            sequences = [batch.chunks[index].sequence for index in picking]
+            for index, picked in zip(picking, pick(logits, sequences), strict=True):
+                key = id(batch.chunks[index])
+                results[key] = ChunkResult(picked, results[key].prompt_logprobs)
+        return [results[id(chunk)] for chunk in chunks]
+
+    def release(self, sequence: EngineSequence) -> None:
+        """Nothing is kept of a sequence but what is in its blocks."""
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Bring a LoRA adapter into memory."""
+        if name not in self._adapters:
+            weight = self._pool.layers[0]
+            self._adapters[name] = load_adapter(
+                folder, self._decoder.architecture, weight.dtype, weight.device
+            )
+
+    def drop_adapter(self, name: str) -> None:
+        """Take an adapter out of memory. One that is not there is no error."""
+        self._adapters.pop(name, None)
+
+    def _active(self, batch: Batch) -> list[ActiveAdapter]:
+        """The adapters that this step needs, each with its rows."""
+        users = [chunk.sequence.adapter for chunk in batch.chunks]
+        names = dict.fromkeys(user for user in users if user is not None)
+        if len(names) == 1 and None not in users:
+            return [ActiveAdapter(self._adapters[name], None) for name in names]
+        active = []
+        for name in names:
+            rows = [row for chunk, rows in batch.rows() if chunk.sequence.adapter == name for row in rows]
+            active.append(
+                ActiveAdapter(self._adapters[name], torch.tensor(rows, device=batch.token_ids.device))
+            )
+        return active
+
+    def _score(self, batch: Batch, hidden: Tensor) -> dict[int, tuple[float, ...]]:
+        """Log probabilities of prompt tokens, by the chunk that comes before each."""
+        scored: dict[int, tuple[float, ...]] = {}
+        for chunk, rows in batch.rows():
+            if not chunk.sequence.wants_prompt_logprobs:
+                continue
+            prompt, start = chunk.sequence.prompt, chunk.start
+            following = torch.tensor(prompt[start + 1 : start + chunk.num_tokens + 1], device=hidden.device)
+            found: list[float] = []
+            for begin in range(0, len(following), _SCORED_ROWS):
+                wanted = following[begin : begin + _SCORED_ROWS]  # (rows,)
+                known = hidden[rows.start + begin : rows.start + begin + len(wanted)]
+                logprobs = self._decoder.logits(known).float().log_softmax(-1)  # (rows, vocab)
+                found.extend(logprobs.gather(1, wanted[:, None])[:, 0].tolist())
+            scored[id(chunk)] = tuple(found)
+        return scored

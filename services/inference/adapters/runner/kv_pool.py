@@ -1,0 +1,44 @@
+"""Keys and values of all sequences, in blocks of a fixed number of tokens.
+
+    pool[layer]     (num_blocks + 1, 2, kv heads, block_size, head size): keys are [:, 0], values [:, 1]
+
+Heads come before tokens, so that the gathered keys of a head lie in one piece, which matrix products want. The last
+block is never given to a sequence and stays zero: tables of unequal length are filled up with it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from services.inference.adapters.runner.architecture import Architecture
+
+BLOCK_SIZE: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class KvPool:
+    """The blocks of one model."""
+
+    layers: tuple[Tensor, ...]
+    num_blocks: int
+
+    @classmethod
+    def allocate(
+        cls, architecture: Architecture, num_blocks: int, dtype: torch.dtype, device: torch.device
+    ) -> "KvPool":
+        """Room for num_blocks blocks. On a CPU, memory is taken as blocks are first written."""
+        shape = (num_blocks + 1, 2, architecture.num_kv_heads, BLOCK_SIZE, architecture.head_size)
+        layers = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in architecture.layers)
+        return cls(layers, num_blocks)
+
+    @property
+    def null_block(self) -> int:
+        """The block of zeros."""
+        return self.num_blocks
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all blocks together."""
+        return sum(layer.nbytes for layer in self.layers)

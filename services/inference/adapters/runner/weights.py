@@ -1,0 +1,83 @@
+"""Weights out of safetensors files, by name, without reading more than is asked for.
+
+The files are mapped, not read: a tensor's bytes come from disk, or the page cache, when it is packed, and are the
+file's own until then.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from services.kit.errors import UnsupportedFormat
+
+_INDEX: Final = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """All tensors of a folder. dtype, device: what they become."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype = dtype
+        self._device = device
+        self._files: dict[str, Any] = {}
+        for path in _files(folder):
+            try:
+                opened = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UnsupportedFormat(f"{path.name} is not a safetensors file: {error}") from error
+            # It is typed as a function without types.
+            names: list[str] = opened.offset_keys()  # type: ignore[no-untyped-call]
+            self._files.update(dict.fromkeys(names, opened))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tensors."""
+        return frozenset(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from its file's header. Raises UnsupportedFormat if it is missing."""
+        return tuple(self._opened(name).get_slice(name).get_shape())
+
+    def get(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of this shape. Raises UnsupportedFormat if it is missing or has another."""
+        tensor: Tensor = self._opened(name).get_tensor(name)
+        if tensor.shape != torch.Size(shape):
+            raise UnsupportedFormat(f"{name} is {list(tensor.shape)}; config.json says {list(shape)}")
+        return tensor.to(self._device, dtype or self._dtype)
+
+    def find(self, name: str, shape: Sequence[int]) -> Tensor | None:
+        """As `get`; None if it is missing."""
+        return self.get(name, shape) if name in self else None
+
+    def stacked(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> Tensor:
+        """Matrices one above the other: (sum of num_rows, num_columns)."""
+        return torch.cat(
+            [self.get(name, (rows, num_columns)) for name, rows in zip(names, num_rows, strict=True)]
+        )
+
+    def _opened(self, name: str) -> Any:
+        opened = self._files.get(name)
+        if opened is None:
+            raise UnsupportedFormat(f"the weights lack {name}")
+        return opened
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that an index names, or all there are."""
+    try:
+        names = set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values())
+    except FileNotFoundError:
+        return sorted(folder.glob("*.safetensors"))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UnsupportedFormat(f"{_INDEX} cannot be read: {error}") from error
+    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise UnsupportedFormat(f"{_INDEX} names files outside the model's folder")
+    return [folder / name for name in sorted(names)]

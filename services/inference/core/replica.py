@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from services.inference.core.memory import CPU, MemoryPlan
+from services.inference.core.memory import CPU, MemoryPlan, gib
 from services.inference.core.models import ModelVersion
 from services.inference.core.ports import ModelWorker
 from services.kit.errors import QueueFull, WorkerLost
@@ -150,6 +150,6 @@ class Replica:
         if least <= taken_bytes <= planned_bytes * (1 + _TOLERANCE):
             return ""
         return (
-            f"{self.name} took {taken_bytes} bytes of {self._device}, and {planned_bytes} were estimated:"
+            f"{self.name} took {gib(taken_bytes)} of {self._device}, and {gib(planned_bytes)} were estimated:"
             f" {self.plan.arithmetic()}"
         )

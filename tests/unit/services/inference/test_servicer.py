@@ -203,6 +203,9 @@ async def check_death(running: Running) -> None:
     while states[-1] != pb.LOADED_MODEL_STATE_READY:
         states.append((await following(watch)).loaded_model.state)
     assert set(states[:-1]) <= {pb.LOADED_MODEL_STATE_LOADING}
+    with translate_errors():
+        got = await running.stub.GetLoadedModel(pb.GetLoadedModelRequest(name="loadedModels/tiny"))
+    assert (got.loaded_model.num_worker_restarts, got.loaded_model.num_ready_workers) == (1, 1)
     watch.cancel()
 
 

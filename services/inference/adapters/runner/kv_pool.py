@@ -6,6 +6,9 @@ Heads come before tokens, so that the gathered keys of a head lie in one piece, 
 block is never given to a sequence and stays zero: tables of unequal length are filled up with it.
 """
 
+import math
+import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,8 +33,7 @@ class KvPool:
     ) -> "KvPool":
         """Room for num_blocks blocks. On a CPU, memory is taken as blocks are first written."""
         shape = (num_blocks + 1, 2, architecture.num_kv_heads, BLOCK_SIZE, architecture.head_size)
-        layers = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in architecture.layers)
-        return cls(layers, num_blocks)
+        return cls(tuple(_zeros(shape, dtype, device) for _ in architecture.layers), num_blocks)
 
     @property
     def null_block(self) -> int:
@@ -42,3 +44,11 @@ class KvPool:
     def num_bytes(self) -> int:
         """Of all blocks together."""
         return sum(layer.nbytes for layer in self.layers)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU in fresh pages, which torch.zeros would write to, and so take, at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(*shape)

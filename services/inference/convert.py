@@ -355,6 +355,9 @@ def loaded_model_to_proto(model: LoadedModel) -> pb.LoadedModel:
         load_progress=model.load_progress,
         failure_message=model.failure_message,
         worker_pid=model.worker_pid,
+        note=model.note,
+        num_ready_workers=model.num_ready_workers,
+        num_worker_restarts=model.num_restarts,
     )
 
 

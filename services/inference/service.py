@@ -8,7 +8,10 @@ from lares.inference.v1 import inference_pb2 as pb
 from lares.inference.v1 import inference_pb2_grpc as rpc
 from services.inference.adapters.converter import Converter
 from services.inference.adapters.downloader_store import DownloaderStore
-from services.inference.adapters.hardware import probe_memory
+from services.inference.adapters.estimates import Estimates
+from services.inference.adapters.hardware import MachineMemory
+from services.inference.adapters.metrics import METRICS
+from services.inference.adapters.preloader import Preloader
 from services.inference.adapters.registry_catalog import RegistryCatalog
 from services.inference.adapters.workers import ProcessWorkerFactory
 from services.inference.core.inference import Inference
@@ -17,8 +20,6 @@ from services.inference.core.pool import ModelPool
 from services.inference.servicer import InferenceServicer
 from services.inference.settings import InferenceSettings
 from services.kit.host import Host, Service
-
-_DEFAULT_MEMORY_SHARE = 0.85
 
 
 def build(host: Host) -> Service:
@@ -35,33 +36,46 @@ class InferenceService:
         catalog = RegistryCatalog(host.channel("registry"))
         store = DownloaderStore(host.channel("downloader"))
         self._converter = Converter(store, catalog, host.settings.home / "inference" / "scratch")
+        memory = MachineMemory(device=settings.device, limit_bytes=settings.memory_bytes)
         factory = ProcessWorkerFactory(
             self._converter,
             store,
-            device=settings.device,
+            Estimates(
+                self._converter,
+                devices=memory.model_devices,
+                max_batch_tokens=settings.max_batch_tokens,
+            ),
             max_sequences=settings.max_sequences,
             max_batch_tokens=settings.max_batch_tokens,
-            kv_bytes=settings.kv_bytes,
             load_timeout_s=settings.load_timeout_s,
         )
         limits = PoolLimits(
             max_models=settings.max_models,
-            memory_bytes=settings.memory_bytes or int(probe_memory().total_bytes * _DEFAULT_MEMORY_SHARE),
             max_waiting=settings.max_waiting,
             keep_alive_s=settings.keep_alive_s,
             max_adapters=settings.max_adapters,
+            max_sequences=settings.max_sequences,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            workers_per_model=settings.workers_per_model,
+            pinned=frozenset(settings.pinned),
+            kept=frozenset({*settings.pinned, *settings.preload}),
         )
-        self._pool = ModelPool(factory, limits, available_bytes=lambda: probe_memory().available_bytes)
-        self._servicer = InferenceServicer(host, Inference(catalog, self._pool), self._pool)
+        self._pool = ModelPool(factory, limits, memory)
+        inference = Inference(catalog, self._pool)
+        self._preloader = Preloader(inference.load, settings.preload)
+        self._servicer = InferenceServicer(host, inference, self._pool)
+        METRICS.watch(self._pool)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer."""
         rpc.add_InferenceServiceServicer_to_server(self._servicer, server)
 
     async def start(self) -> None:
-        """Make the place for conversions."""
+        """Make the place for conversions, and begin to load what shall be there from the start."""
         await asyncio.to_thread(self._converter.prepare)
+        self._preloader.start()
 
     async def stop(self) -> None:
         """End the workers."""
+        await self._preloader.stop()
         await self._pool.close()

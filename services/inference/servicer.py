@@ -11,6 +11,7 @@ from lares.inference.v1 import inference_pb2 as pb
 from lares.inference.v1 import inference_pb2_grpc as rpc
 from services.inference import convert, convert_texts
 from services.inference.adapters.hardware import probe_hardware
+from services.inference.adapters.metrics import measured
 from services.inference.core.inference import Inference
 from services.inference.core.pool import ModelPool
 from services.kit.host import Host
@@ -33,9 +34,8 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Closing the core's generator, however the call ends, frees the slot."""
-        async with aclosing(
-            self._inference.generate(convert.generation_request_from_proto(request))
-        ) as events:
+        generation = self._inference.generate(convert.generation_request_from_proto(request))
+        async with aclosing(measured(request.model, generation)) as events:
             async for event in events:
                 for response in convert.generation_event_to_proto(event):
                     yield response

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from services.kit.settings import ServiceSettings
+from services.kit.settings import ServiceSettings, Texts
 
 
 class InferenceSettings(ServiceSettings):
@@ -24,10 +24,13 @@ class InferenceSettings(ServiceSettings):
     memory_bytes: int = Field(
         default=0,
         ge=0,
-        description="The most memory that all models may take, in bytes; 0 is 85% of what is usable.",
+        description="The most memory that all models may take of a device, in bytes; 0 is 85% of what is usable.",
     )
-    max_sequences: int = Field(
-        default=64, ge=1, le=256, description="Answers that one model works on at once; the others wait."
+    kv_cache_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory for a model's keys and values, in bytes; 0 takes what its context and"
+        " max_sequences ask for, at most a quarter of the memory.",
     )
     max_batch_tokens: int = Field(
         default=512,
@@ -35,10 +38,21 @@ class InferenceSettings(ServiceSettings):
         le=65_536,
         description="Tokens that one step of a model computes at most, prompts and answers together.",
     )
-    kv_bytes: int = Field(
-        default=0,
-        ge=0,
-        description="Memory for one model's keys and values, in bytes; 0 lets the engine choose.",
+    max_sequences: int = Field(
+        default=64, ge=1, le=256, description="Answers that one model works on at once; the others wait."
+    )
+    workers_per_model: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Processes that answer for one model, each with its own memory; fewer where that is short.",
+    )
+    preload: Texts = Field(
+        default=(), description="Names of models to load when the service starts, with commas between them."
+    )
+    pinned: Texts = Field(
+        default=(),
+        description="Names of models that, once loaded, neither expire nor make room, with commas between them.",
     )
     max_waiting: int = Field(
         default=256,

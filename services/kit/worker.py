@@ -9,6 +9,8 @@
 The child runs `worker_main.py`; what crosses is described in `worker_frames.py`. All of the parent's side
 belongs to one event loop. Events that are not read yet wait in memory, so that one slow reader holds up
 nobody else: a worker must bound what it sends on a call, as a generation does by its number of tokens.
+
+A ready child that neither speaks nor computes for some seconds is hung: it is killed, and its calls get WorkerLost.
 """
 
 import asyncio
@@ -23,11 +25,13 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
+import psutil
 import structlog
 
 from services.kit import worker_frames as frames
 from services.kit.errors import LaresError, WorkerLost
 from services.kit.worker_log import LastLines
+from services.kit.worker_pulse import Pulse
 
 Req = TypeVar("Req", bound=msgspec.Struct)
 Ev = TypeVar("Ev", bound=msgspec.Struct)
@@ -74,7 +78,13 @@ class Worker(Generic[Req, Ev]):
         self._last_call_id = 0
         self._lost: WorkerLost | None = None
         self._stop_reason = ""
-        self._broken = False
+        self._fault = ""
+        self._pulse = Pulse(
+            ask=lambda: self._write(frames.Ping()),
+            is_busy=lambda: bool(self._calls),
+            cpu_s=self._cpu_s,
+            on_hung=self._on_hung,
+        )
         self._last_lines = LastLines(_log.bind(worker=spec.name, pid=process.pid))
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._decode_event = msgspec.msgpack.Decoder(spec.events).decode
@@ -165,6 +175,7 @@ class Worker(Generic[Req, Ev]):
         self._last_call_id += 1
         self._write(frames.Open(self._last_call_id, frames.raw(request)))
         self._calls[self._last_call_id] = call
+        self._pulse.hasten()
         return self._last_call_id
 
     def _forget(self, call_id: int) -> None:
@@ -198,12 +209,14 @@ class Worker(Generic[Req, Ev]):
         try:
             await self._read_frames(stdout)
         except asyncio.CancelledError:  # The loop ends, and with it all that could still talk to the child.
+            self._pulse.stop()
             self._kill()
             raise
         except Exception:  # The stream is out of step, which nothing after it can mend.
             _log.exception("worker sent what is not understood", worker=self.spec.name, pid=self.pid)
-            self._broken = True
+            self._fault = "it sent what is not understood"
             self._kill()
+        self._pulse.stop()
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()
@@ -219,6 +232,7 @@ class Worker(Generic[Req, Ev]):
                 self._take(decode(await stdout.readexactly(frames.frame_length(header))))
 
     def _take(self, message: frames.Up) -> None:
+        self._pulse.heard()
         match message:
             case frames.Post():
                 self._take_post(message)
@@ -226,12 +240,15 @@ class Worker(Generic[Req, Ev]):
                 if self._on_progress is not None:
                     self._on_progress(msgspec.msgpack.decode(message.value, type=self.spec.progress))
             case frames.Ready():
+                self._pulse.start()  # Not before: what loads may hold the interpreter's lock for long.
                 self.ready_info = msgspec.msgpack.decode(message.info, type=self.spec.ready | None)
                 if not self._ready.done():
                     self._ready.set_result(None)
             case frames.Refused():
                 if not self._ready.done():
                     self._ready.set_exception(frames.error_from_wire(message.error))
+            case frames.Pong():
+                pass  # That it came is all.
 
     def _take_post(self, post: frames.Post) -> None:
         # A call that is not here was cancelled while this was on its way.
@@ -244,6 +261,17 @@ class Worker(Generic[Req, Ev]):
         for call_id, error in post.failed:
             if (call := self._calls.pop(call_id, None)) is not None:
                 call._put(frames.error_from_wire(error))
+
+    def _on_hung(self, silent_s: float) -> None:
+        self._fault = f"it hung: it said nothing for {silent_s:g} s"
+        self._kill()
+
+    def _cpu_s(self) -> float:
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
     def _end(self) -> None:
         self._lost = self._lost_error()
@@ -260,7 +288,7 @@ class Worker(Generic[Req, Ev]):
 
     def _lost_error(self) -> WorkerLost:
         """A fresh one for each: an exception collects the traceback of everyone that raises it."""
-        status = "it sent what is not understood" if self._broken else _exit_text(self._process.returncode)
+        status = self._fault or _exit_text(self._process.returncode)
         message = f"worker '{self.spec.name}' {self._stop_reason or f'died ({status})'}"
         last = self._last_lines.lines[-1:] if not self._stop_reason else []
         return WorkerLost(

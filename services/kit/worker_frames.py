@@ -1,7 +1,8 @@
 """What crosses the pipes between a worker's two sides. Both import this, so it is pure and light.
 
 A frame is a length (4 bytes, little-endian) and that many bytes of msgpack. Downwards goes one `Start`, then
-Open, Message, Close, Cancel and at last Stop; upwards go Progress, one Ready or Refused, then Posts.
+Open, Message, Close, Cancel, Ping and at last Stop; upwards go Progress, one Ready or Refused, then Posts and
+Pongs.
 
 The messages inside are msgspec Structs of the worker's own; here they stay `Raw`, which is copied, never
 parsed.
@@ -54,6 +55,10 @@ class Cancel(msgspec.Struct, tag="cancel", array_like=True):
     call_id: int
 
 
+class Ping(msgspec.Struct, tag="ping", array_like=True):
+    """Say that you live. The thread that reads answers, so that a long step is no silence."""
+
+
 class Stop(msgspec.Struct, tag="stop", array_like=True):
     """End in good order."""
 
@@ -94,8 +99,12 @@ class Post(msgspec.Struct, tag="post", array_like=True):
     failed: list[tuple[int, WireError]]
 
 
-Down = Start | Open | Message | Close | Cancel | Stop
-Up = Progress | Ready | Refused | Post
+class Pong(msgspec.Struct, tag="pong", array_like=True):
+    """The answer to a Ping."""
+
+
+Down = Start | Open | Message | Close | Cancel | Ping | Stop
+Up = Progress | Ready | Refused | Post | Pong
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -147,6 +147,8 @@ class WorkerPort(Generic[Req, Ev]):
                 self._queue.put(Incoming(message.call_id, "close"))
             case frames.Cancel():
                 self._queue.put(Incoming(message.call_id, "cancel"))
+            case frames.Ping():
+                self._write(frames.Pong())
             case frames.Stop():
                 self._closed.set()
                 self._queue.put(None)

@@ -17,6 +17,9 @@ VOCAB_SIZE = 258
 EOS = 257
 CONTEXT_LENGTH = 512
 
+# Keys and values of 16 tokens in 2 layers, 2 heads of 8 float32 each.
+_BLOCK_BYTES = 16 * 2 * 2 * 2 * 8 * 4
+
 
 def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
     """float32, on the CPU, the same for the same seed."""
@@ -53,12 +56,12 @@ def tiny_facts(*, shares_blocks: bool = False, block_size: int = 4, num_blocks: 
     )
 
 
-def tiny_runner(model: PreTrainedModel | None = None) -> RunnerEngine:
+def tiny_runner(model: PreTrainedModel | None = None, *, num_blocks: int = 512) -> RunnerEngine:
     """Our own engine over it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (model or tiny_llama()).save_pretrained(folder)
-        init = EngineInit(name, "cpu", max_sequences=64, kv_bytes=2**20)
+        init = EngineInit(name, "cpu", max_sequences=64, kv_bytes=num_blocks * _BLOCK_BYTES)
         engine = load_runner(init, folder, Placement("cpu", torch.float32), frozenset({EOS}))
     assert engine is not None
     return engine

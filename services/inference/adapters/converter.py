@@ -40,6 +40,11 @@ class Converter:
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(parents=True)
 
+    def needs_conversion(self, version: ModelVersion) -> bool:
+        """Whether `folder` would convert, which takes minutes."""
+        is_converted = ARTIFACT_ID in version.artifact_ids or version.key in self._converted
+        return version.format is Format.GGUF and not is_converted
+
     @contextlib.asynccontextmanager
     async def folder(
         self, version: ModelVersion, on_progress: Callable[[float], None]
@@ -53,7 +58,7 @@ class Converter:
                 artifact_id = ""
             case Format.GGUF:
                 artifact_id = ARTIFACT_ID
-                if ARTIFACT_ID not in version.artifact_ids and version.key not in self._converted:
+                if self.needs_conversion(version):
                     await self._convert(version, on_progress)
             case _:
                 raise UnsupportedFormat(

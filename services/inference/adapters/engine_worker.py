@@ -6,6 +6,7 @@ from pathlib import Path
 
 from services.inference.adapters.messages import (
     DropAdapter,
+    EngineEvent,
     EngineInit,
     EngineRequest,
     Generate,
@@ -13,7 +14,9 @@ from services.inference.adapters.messages import (
     Loaded,
     LoadProgress,
     Step,
+    WatchStats,
 )
+from services.inference.adapters.stats_reporter import StatsReporter
 from services.inference.core.engine import Engine
 from services.inference.core.loop import LoopRequest, StepLoop
 from services.inference.core.prompts import Prompt
@@ -21,7 +24,7 @@ from services.kit.errors import LaresError
 from services.kit.worker_port import Incoming, WorkerPort
 
 
-def main(init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
+def main(init: EngineInit, port: WorkerPort[EngineRequest, EngineEvent]) -> None:
     """Load, say so, and step until told to stop."""
     EngineWorker(init, port).run()
 
@@ -46,7 +49,7 @@ def make_engine(init: EngineInit, folder: Path, end_token_ids: frozenset[int]) -
 class EngineWorker:
     """Ties the loop to the pipes: what comes in between two steps, and one message out for each."""
 
-    def __init__(self, init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
+    def __init__(self, init: EngineInit, port: WorkerPort[EngineRequest, EngineEvent]) -> None:
         port.progress(LoadProgress(0.05))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from services.inference.adapters.model_folder import check_folder, end_token_ids, sampling_defaults
@@ -64,6 +67,7 @@ class EngineWorker:
         self._engine = make_engine(init, folder, ends)
         port.progress(LoadProgress(0.9))
         self._port = port
+        self._stats = StatsReporter(port)
         self._renderer = PromptRenderer(tokenizer)
         self._vocabulary = TokenizerVocabulary(tokenizer)
         self._loop = StepLoop(
@@ -76,6 +80,8 @@ class EngineWorker:
 
     def run(self) -> None:
         """Serve until the parent says stop."""
+        from services.inference.adapters.placement import card_bytes  # As above.
+
         facts = self._engine.facts
         self._port.ready(
             Loaded(
@@ -85,11 +91,13 @@ class EngineWorker:
                 num_kv_tokens=facts.num_blocks * facts.block_size,
                 weights_bytes=facts.weights_bytes,
                 kv_bytes=facts.kv_bytes,
+                card_bytes=card_bytes(facts.device),
                 note=facts.note,
             )
         )
         while not self._port.closed:
-            for incoming in self._port.receive(timeout_s=0 if self._loop.has_work else None):
+            timeout_s = 0 if self._loop.has_work else self._stats.due_in_s
+            for incoming in self._port.receive(timeout_s=timeout_s):
                 self._take(incoming)
             if self._loop.has_work:
                 report = self._loop.step()
@@ -97,6 +105,7 @@ class EngineWorker:
                     events=[(call_id, Step(update)) for call_id, update in report.updates],
                     finished=report.finished,
                 )
+            self._stats.tell(self._loop.stats)
 
     def _take(self, incoming: Incoming[EngineRequest]) -> None:
         call_id = incoming.call_id
@@ -110,7 +119,10 @@ class EngineWorker:
                 case DropAdapter(name):
                     self._engine.drop_adapter(name)
                     self._port.finish(call_id)
+                case WatchStats():
+                    self._stats.watch(call_id)
                 case None if incoming.kind == "cancel":
+                    self._stats.unwatch(call_id)
                     self._loop.cancel(call_id)
         except LaresError as error:
             self._port.fail(call_id, error)

@@ -1,8 +1,10 @@
 """What this machine computes with. Needs no running server: `lares doctor` asks the same functions."""
 
 import functools
+import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ _FEATURES: Final = {
     "asimd": "neon",
 }
 _CGROUP: Final = Path("/sys/fs/cgroup")
+
+# Of a device's memory, for models: the rest is for everybody else, and for what was estimated too low.
+_DEFAULT_SHARE: Final = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,48 @@ class Hardware:
     cpu_features: tuple[str, ...]
     memory: Memory
     gpus: tuple[Gpu, ...]
+
+
+class MachineMemory:
+    """Implements the core's Memory: the graphics cards that models may use, and the machine itself.
+
+    device: `auto`, `cpu` or `cuda`. limit_bytes: of all models on one device; 0 for a share of what is there.
+    """
+
+    def __init__(self, *, device: str, limit_bytes: int = 0) -> None:
+        self._limit_bytes = limit_bytes
+        cards = probe_gpus() if device != "cpu" and _torch_knows_cuda() else ()
+        self._cards = {f"cuda:{card.index}": card.memory.total_bytes for card in cards}
+        self._may_use_cpu = device != "cuda" or not cards
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The card with the most memory first, the machine last. It is always there: a card's worker needs it."""
+        return [*sorted(self._cards, key=lambda name: -self._cards[name]), "cpu"]
+
+    @property
+    def model_devices(self) -> Sequence[str]:
+        """Those on which a model may compute."""
+        return self.devices if self._may_use_cpu else self.devices[:-1]
+
+    def budget_bytes(self, device: str) -> int:
+        """The operator's limit, or 85% of what there is."""
+        total = self._cards[device] if device in self._cards else probe_memory().total_bytes
+        return self._limit_bytes or int(total * _DEFAULT_SHARE)
+
+    def available_bytes(self, device: str) -> int:
+        """What is free now. Of a card, as its driver says."""
+        if device not in self._cards:
+            return probe_memory().available_bytes
+        return next((c.memory.available_bytes for c in probe_gpus() if f"cuda:{c.index}" == device), 0)
+
+
+def _torch_knows_cuda() -> bool:
+    """Whether the installed torch can use a card, without importing it."""
+    try:
+        return not importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def probe_hardware() -> Hardware:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from services.inference.core.events import Update
+from services.inference.core.events import LoopStats, Update
 from services.inference.core.prompts import Prompt
 from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
 
@@ -17,7 +17,8 @@ class Loaded(msgspec.Struct, frozen=True):
     """What was loaded. context_length in tokens.
 
     num_kv_tokens: whose keys and values fit in memory at once; weights_bytes, kv_bytes: taken by weights and by
-    keys and values; note: what the operator should know, or empty. An embedding model tells none of these.
+    keys and values; card_bytes: of a graphics card, taken by all of it; note: what the operator should know, or
+    empty. An embedding model tells none of these.
     """
 
     device: str
@@ -26,11 +27,12 @@ class Loaded(msgspec.Struct, frozen=True):
     num_kv_tokens: int = 0
     weights_bytes: int = 0
     kv_bytes: int = 0
+    card_bytes: int = 0
     note: str = ""
 
 
 class EngineInit(msgspec.Struct, frozen=True):
-    """folder: safetensors, config and tokenizer. device: `auto`, `cpu` or `cuda`.
+    """folder: safetensors, config and tokenizer. device: `cpu`, `cuda:0`.
 
     max_sequences: that run at once. max_batch_tokens: computed in one step. kv_bytes: for keys and values; 0
     leaves it to the engine.
@@ -72,13 +74,26 @@ class DropAdapter(msgspec.Struct, frozen=True, tag="drop_adapter"):
     name: str
 
 
-EngineRequest = Generate | LoadAdapter | DropAdapter
+class WatchStats(msgspec.Struct, frozen=True, tag="watch_stats"):
+    """Asks for Stats whenever they changed, at most once a second. The call does not end."""
 
 
-class Step(msgspec.Struct, frozen=True):
+EngineRequest = Generate | LoadAdapter | DropAdapter | WatchStats
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
     """What one step said about one generation."""
 
     update: Update
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """How the step loop stands."""
+
+    stats: LoopStats
+
+
+EngineEvent = Step | Stats
 
 
 class EmbedderInit(msgspec.Struct, frozen=True):

@@ -25,12 +25,12 @@ class Placement:
 
 
 def place(folder: Path, device: str) -> Placement:
-    """Choose device and dtype. device: `auto`, `cpu`, `cuda`. A card that is too small is passed over."""
+    """Choose device and dtype. device: `auto`, `cpu`, `cuda`, `cuda:1`. Auto passes over a card that is too small."""
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if device != "cpu" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info(0)
-        if device == "cuda" or num_bytes * _CUDA_HEADROOM < free:
-            return Placement("cuda:0", torch.bfloat16)
+        if device != "auto" or num_bytes * _CUDA_HEADROOM < free:
+            return Placement(device if ":" in device else "cuda:0", torch.bfloat16)
     # Without these instructions bfloat16 is emulated, and slower than float32.
     has_bf16 = {"avx512_bf16", "amx_bf16"} & set(cpu_features())
     return Placement("cpu", torch.bfloat16 if has_bf16 else torch.float32)
@@ -48,6 +48,11 @@ def free_bytes(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     return probe_memory().available_bytes
+
+
+def card_bytes(device: str) -> int:
+    """What torch has taken of a graphics card in this process; 0 on the CPU."""
+    return int(torch.cuda.memory_reserved(device)) if device.startswith("cuda") else 0
 
 
 def use_all_cores() -> None:

@@ -1,6 +1,7 @@
 """Workers as the core sees them: processes of the kit's harness with a model in each."""
 
 import array
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
@@ -9,12 +10,14 @@ import psutil
 
 from services.inference.adapters.converter import Converter
 from services.inference.adapters.downloader_store import DownloaderStore
+from services.inference.adapters.estimates import Estimates
 from services.inference.adapters.messages import (
     DropAdapter,
     Embed,
     Embedded,
     EmbedderInit,
     EmbedInput,
+    EngineEvent,
     EngineInit,
     EngineRequest,
     Generate,
@@ -23,19 +26,16 @@ from services.inference.adapters.messages import (
     LoadProgress,
     Rerank,
     Reranked,
+    Stats,
     Step,
+    WatchStats,
 )
-from services.inference.core.events import Update
+from services.inference.core.events import LoopStats, Update
+from services.inference.core.memory import MemoryEstimate, MemoryPlan
 from services.inference.core.models import Format, ModelKind, ModelVersion, ResolvedModel, WorkerFacts
 from services.inference.core.ports import Embeddings, EmbedItem, ModelWorker, Relevances, WorkerRequest
-from services.kit.errors import UnsupportedFormat, WorkerLost
+from services.kit.errors import LaresError, UnsupportedFormat, WorkerLost
 from services.kit.worker import Worker, WorkerSpec
-
-# A worker without a model: the interpreter, torch, transformers.
-_BASE_BYTES: Final = 400 * 1024**2
-_BYTES_PER_PARAMETER: Final = 2
-# Of GGUF weights in four bits, when the record does not say how many parameters there are.
-_GGUF_GROWTH: Final = 4
 
 # A conversion takes the first part of a load's progress, where one is needed.
 _CONVERSION_SHARE: Final = 0.7
@@ -53,36 +53,32 @@ _ENV: Final = {
 
 
 class ProcessWorkerFactory:
-    """Implements the core's WorkerFactory. device: `auto`, `cpu` or `cuda`."""
+    """Implements the core's WorkerFactory."""
 
     def __init__(
         self,
         converter: Converter,
         store: DownloaderStore,
+        estimates: Estimates,
         *,
-        device: str,
         max_sequences: int,
         max_batch_tokens: int,
-        kv_bytes: int,
         load_timeout_s: float,
     ) -> None:
         self._converter = converter
         self._store = store
-        self._device = device
+        self._estimates = estimates
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
-        self._kv_bytes = kv_bytes
         self._load_timeout_s = load_timeout_s
 
-    def estimate_bytes(self, model: ResolvedModel) -> int:
-        """Weights as they will lie in memory, and the process around them."""
-        if model.version.format is not Format.GGUF:
-            return _BASE_BYTES + model.version.size_bytes
-        if model.num_parameters:
-            return _BASE_BYTES + model.num_parameters * _BYTES_PER_PARAMETER
-        return _BASE_BYTES + model.version.size_bytes * _GGUF_GROWTH
+    async def estimate(self, model: ResolvedModel) -> Sequence[MemoryEstimate]:
+        """By the headers of the files, or by the record where there are none yet."""
+        return await self._estimates.of(model)
 
-    async def start(self, model: ResolvedModel, on_progress: Callable[[float], None]) -> ModelWorker:
+    async def start(
+        self, model: ResolvedModel, plan: MemoryPlan, on_progress: Callable[[float], None]
+    ) -> ModelWorker:
         """Convert if need be, then load in a new process.
 
         The lease is given back once the weights are in memory.
@@ -97,25 +93,30 @@ class ProcessWorkerFactory:
         def loading(progress: LoadProgress) -> None:
             on_progress(loaded_from + progress.share * (1.0 - loaded_from))
 
-        async with self._converter.folder(model.version, converting) as folder:
-            worker = await Worker.start(self._spec(model, str(folder)), on_progress=loading)
+        worker: Worker[Any, Any] | None = None
+        try:
+            async with self._converter.folder(model.version, converting) as folder:
+                worker = await Worker.start(self._spec(model, plan, str(folder)), on_progress=loading)
+        except BaseException:  # Cancelled while the lease was given back: the worker is nobody's.
+            if worker is not None:
+                await worker.kill("was not wanted any more")
+            raise
         return ProcessModelWorker(worker, self._store)
 
-    def _spec(self, model: ResolvedModel, folder: str) -> WorkerSpec[Any, Any]:
+    def _spec(self, model: ResolvedModel, plan: MemoryPlan, folder: str) -> WorkerSpec[Any, Any]:
+        events: Any
+        init: EmbedderInit | EngineInit
         if model.kind in (ModelKind.EMBEDDING, ModelKind.RERANKING):
-            target = "services.inference.adapters.embedding_worker:main"
-            events: Any = Embedded | Reranked
-            init: EmbedderInit | EngineInit = EmbedderInit(
-                folder, self._device, reranks=model.kind is ModelKind.RERANKING
-            )
+            target, events = "services.inference.adapters.embedding_worker:main", Embedded | Reranked
+            init = EmbedderInit(folder, plan.device, reranks=model.kind is ModelKind.RERANKING)
         else:
-            target, events = "services.inference.adapters.engine_worker:main", Step
+            target, events = "services.inference.adapters.engine_worker:main", EngineEvent
             init = EngineInit(
                 folder=folder,
-                device=self._device,
+                device=plan.device,
                 max_sequences=self._max_sequences,
                 max_batch_tokens=self._max_batch_tokens,
-                kv_bytes=self._kv_bytes,
+                kv_bytes=plan.kv_bytes,
             )
         return WorkerSpec(
             name=model.name,
@@ -138,7 +139,11 @@ class ProcessModelWorker:
         self._process = _process(worker.pid)
         loaded = worker.ready_info
         assert isinstance(loaded, Loaded)
-        self.facts = WorkerFacts(loaded.device, loaded.dtype, loaded.context_length)
+        self.facts = WorkerFacts(loaded.device, loaded.dtype, loaded.context_length, loaded.note)
+        self.card_bytes = loaded.card_bytes
+        self.stats: LoopStats | None = None
+        if worker.spec.events == EngineEvent:
+            self._watching = asyncio.create_task(self._watch_stats())
 
     @property
     def pid(self) -> int:
@@ -205,15 +210,23 @@ class ProcessModelWorker:
                 return answer
         raise WorkerLost("the worker ended without an answer")
 
+    async def _watch_stats(self) -> None:
+        with contextlib.suppress(LaresError):  # The worker's end is told to those who wait for it.
+            async with self._worker.call(WatchStats()) as call:
+                async for event in call:
+                    if isinstance(event, Stats):
+                        self.stats = event.stats
+
     async def _ask(self, message: EngineRequest) -> None:
         async with self._worker.call(message) as call:
             async for _ in call:
                 pass
 
 
-async def _updates(call: AsyncIterator[Step]) -> AsyncIterator[Update]:
-    async for step in call:
-        yield step.update
+async def _updates(call: AsyncIterator[EngineEvent]) -> AsyncIterator[Update]:
+    async for event in call:
+        if isinstance(event, Step):
+            yield event.update
 
 
 def _embeddings(embedded: Embedded) -> Embeddings:

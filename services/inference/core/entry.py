@@ -1,29 +1,33 @@
-"""One model in the pool: its worker, its users, its timer."""
+"""One model in the pool: its workers, its users, its timer."""
 
 import asyncio
 import contextlib
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from services.inference.core.models import LoadedModel, LoadState, ModelVersion, ResolvedModel
+from services.inference.core.memory import MemoryPlan
+from services.inference.core.models import LoadedModel, LoadState, ResolvedModel
 from services.inference.core.ports import ModelWorker
-from services.kit.errors import LaresError, QueueFull, WorkerLost
+from services.inference.core.replica import Replica
+from services.kit.errors import LaresError, WorkerLost
 
 
 class PoolEntry:
     """State of one model in memory, and what may happen to it alone. The pool decides; this keeps the books.
 
-    num_users: everyone who holds it, whether waiting or being answered.
+    num_users: everyone who holds it, whether waiting or being answered. It is READY while one of its workers is.
     """
 
-    def __init__(self, model: ResolvedModel, estimated_bytes: int) -> None:
+    def __init__(self, model: ResolvedModel, plans: Sequence[MemoryPlan], *, is_pinned: bool = False) -> None:
         self.model = model
         self.name = model.name
+        self.is_pinned = is_pinned
         self.state = LoadState.LOADING
-        self.worker: ModelWorker | None = None
+        self.replicas = [Replica(model.name, plan) for plan in plans]
         self.num_users = 0
         self.num_waiting = 0
+        self.num_restarts = 0
         self.keep_alive_s = 0.0
         self.is_leaving = False
         self.load_progress = 0.0
@@ -33,52 +37,71 @@ class PoolEntry:
         self.hurry = asyncio.Event()
         self._unused = asyncio.Event()
         self._unused.set()
-        self._estimated_bytes = estimated_bytes
-        self._loading: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # By id of the replica that each tends.
         self._timer: asyncio.TimerHandle | None = None
         self._expire_time: datetime | None = None
-        self._adapters: OrderedDict[str, ModelVersion] = OrderedDict()  # By key, least recently used first.
-        self._num_adapter_users: dict[str, int] = {}
-        self._adapter_lock = asyncio.Lock()
 
     @property
     def is_idle(self) -> bool:
-        """Whether it may be evicted."""
+        """Whether nobody uses it, and it could be told to go."""
         return self.state is LoadState.READY and self.num_users == 0
 
     @property
-    def memory_bytes(self) -> int:
-        """What it takes, or will take as far as can be told before it is loaded."""
-        return self.worker.memory_bytes() if self.worker is not None else self._estimated_bytes
+    def ready_replicas(self) -> list[Replica]:
+        """Those that answer."""
+        return [replica for replica in self.replicas if replica.worker is not None]
 
-    @property
-    def ready_worker(self) -> ModelWorker:
-        """The worker, within `ModelPool.use`."""
-        if self.worker is None:
-            raise WorkerLost(f"{self.name} is not in memory any more")
-        return self.worker
+    def reserved_bytes(self, device: str) -> int:
+        """What it takes of a device, or may come to take."""
+        return sum(replica.reserved_bytes(device) for replica in self.replicas)
 
-    def begin(self, loading: asyncio.Task[None]) -> None:
-        """Remember the load. Its error is each user's to hear; with no user, nobody's."""
-        self._loading = loading
-        loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+    def resident_bytes(self, device: str) -> int:
+        """What it takes of a device now."""
+        return sum(replica.resident_bytes(device) for replica in self.replicas)
 
-    def become_ready(self, worker: ModelWorker) -> None:
-        """The load is done."""
-        self.worker, self.state, self.load_progress = worker, LoadState.READY, 1.0
+    def tend(self, replica: Replica, task: asyncio.Task[None]) -> None:
+        """Remember who starts a replica, and starts it again."""
+        self._tasks[id(replica)] = task
+
+    def become_ready(self) -> None:
+        """A worker is there."""
+        self.state, self.load_progress = LoadState.READY, 1.0
+        if len(self.ready_replicas) == len(self.replicas):
+            self.failure_message = ""
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def lose_replica(self, cause: str) -> None:
+        """A worker died, and will be replaced."""
+        self.failure_message = cause
+        self.num_restarts += 1
+        if not self.ready_replicas:
+            self.state, self.load_progress = LoadState.LOADING, 0.0
+            self._ready = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell those who wait for it. With nobody there, nobody is told."""
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # Looked at, so that asyncio does not complain that nobody did.
 
     async def wait_ready(self) -> None:
         """Wait for the load.
 
-        Raises its error; a fresh one for each who waits. Who stops waiting does not stop it.
+        Raises its error; a fresh one for each who waits. Who stops waiting does not stop it. Raises WorkerLost
+        at once while the next start after crashes is some time away.
         """
-        assert self._loading is not None
+        if self._ready.done() and self.ready_replicas:
+            return
+        backoff_s = min((replica.backoff_s for replica in self.replicas), default=0.0)
+        if backoff_s > 0:
+            raise WorkerLost(
+                f"{self.name} died again ({self.failure_message}); the next start is in {backoff_s:.1f} s",
+                retry_after_s=backoff_s,
+            )
         try:
-            await asyncio.shield(self._loading)
-        except asyncio.CancelledError:
-            if self._loading.cancelled():
-                raise WorkerLost(f"{self.name} was unloaded before it was ready") from None
-            raise
+            await asyncio.shield(self._ready)
         except LaresError as error:
             raise type(error)(
                 error.message,
@@ -87,12 +110,26 @@ class PoolEntry:
                 retry_after_s=error.retry_after_s,
             ) from error
 
-    async def cancel_load(self) -> None:
-        """Stop a load that is not done."""
-        if self._loading is not None:
-            self._loading.cancel()
-            with contextlib.suppress(asyncio.CancelledError, LaresError):
-                await self._loading
+    def least_loaded(self) -> Replica:
+        """The ready worker with the fewest users. Raises WorkerLost if there is none."""
+        ready = self.ready_replicas
+        if not ready:
+            raise WorkerLost(f"{self.name} is not in memory any more")
+        return min(ready, key=lambda replica: replica.num_users)
+
+    async def stop_workers(self) -> None:
+        """End loads that are not done, and every worker."""
+        if loading := self.cancel_loads():
+            await asyncio.wait(loading)
+        await asyncio.gather(*(replica.ready_worker.stop() for replica in self.ready_replicas))
+
+    def cancel_loads(self) -> list[asyncio.Task[None]]:
+        """Stop what is still loading, but for whoever asks. Returns who stops."""
+        loading = [self._tasks[id(r)] for r in self.replicas if r.worker is None and id(r) in self._tasks]
+        stopping = [task for task in loading if task is not asyncio.current_task()]
+        for task in stopping:
+            task.cancel()
+        return stopping
 
     def hold(self) -> None:
         """One user more."""
@@ -145,41 +182,18 @@ class PoolEntry:
             self._timer.cancel()
         self._timer = self._expire_time = None
 
-    async def hold_adapter(self, adapter: ModelVersion, *, max_adapters: int) -> None:
-        """Have an adapter in memory and keep it there.
-
-        Raises QueueFull when all that may be loaded are in use.
-        """
-        async with self._adapter_lock:
-            if adapter.key not in self._adapters:
-                await self._drop_adapters_beyond(max_adapters - 1)
-                await self.ready_worker.load_adapter(adapter)
-                self._adapters[adapter.key] = adapter
-            self._adapters.move_to_end(adapter.key)
-            self._num_adapter_users[adapter.key] = self._num_adapter_users.get(adapter.key, 0) + 1
-
-    def let_go_adapter(self, adapter: ModelVersion) -> None:
-        """One user of an adapter less."""
-        self._num_adapter_users[adapter.key] -= 1
-
-    async def _drop_adapters_beyond(self, most: int) -> None:
-        while len(self._adapters) > most:
-            idle = [key for key in self._adapters if not self._num_adapter_users.get(key)]
-            if not idle:
-                raise QueueFull(f"all {len(self._adapters)} adapters of {self.name} in memory are in use")
-            await self.ready_worker.drop_adapter(idle[0])
-            del self._adapters[idle[0]]
-            self._num_adapter_users.pop(idle[0], None)
-
     def snapshot(self) -> LoadedModel:
         """How it stands now."""
+        ready = self.ready_replicas
+        first = ready[0].ready_worker if ready else None
+        adapters = {adapter.name: None for replica in ready for adapter in replica.adapters}
         return LoadedModel(
             name=self.name,
             version=self.model.version.name,
             state=self.state,
-            facts=self.worker.facts if self.worker is not None else None,
-            memory_bytes=self.worker.memory_bytes() if self.worker is not None else 0,
-            adapters=tuple(adapter.name for adapter in self._adapters.values()),
+            facts=first.facts if first is not None else None,
+            memory_bytes=sum(replica.ready_worker.memory_bytes() for replica in ready),
+            adapters=tuple(adapters),
             num_active_requests=self.num_users - self.num_waiting,
             num_waiting_requests=self.num_waiting,
             load_time=self.load_time,
@@ -187,5 +201,33 @@ class PoolEntry:
             expire_time=self._expire_time,
             load_progress=self.load_progress,
             failure_message=self.failure_message,
-            worker_pid=self.worker.pid if self.worker is not None else 0,
+            worker_pid=first.pid if first is not None else 0,
+            note=self._note(first),
+            num_workers=len(self.replicas),
+            num_ready_workers=len(ready),
+            num_restarts=self.num_restarts,
+            load_s=max((replica.load_s for replica in ready), default=0.0),
         )
+
+    def _note(self, worker: ModelWorker | None) -> str:
+        """Where it runs, if that is not where it might."""
+        planned = [replica.plan.note for replica in self.replicas[:1]]
+        told = [worker.facts.note] if worker is not None else []
+        return "; ".join(note for note in [*planned, *told] if note)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A user's place at one worker of a model."""
+
+    entry: PoolEntry
+    replica: Replica
+
+    @property
+    def ready_worker(self) -> ModelWorker:
+        """The worker. Raises WorkerLost if it died since."""
+        return self.replica.ready_worker
+
+    def waiting(self) -> contextlib.AbstractAsyncContextManager[Callable[[], None]]:
+        """As PoolEntry.waiting."""
+        return self.entry.waiting()

@@ -70,16 +70,21 @@ class LoadState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What a worker tells of the model in it."""
+    """What a worker tells of the model in it. note: what the operator should know of how it runs, or empty."""
 
     device: str
     dtype: str
     context_length: int
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory, as it stood at one moment. expire_time: None if it stays."""
+    """A model in memory, as it stood at one moment.
+
+    expire_time: None if it stays. note: why it runs where it runs, or empty. num_restarts: of workers that died.
+    load_s: of the slowest of its workers.
+    """
 
     name: str
     version: str
@@ -95,17 +100,28 @@ class LoadedModel:
     load_progress: float
     failure_message: str
     worker_pid: int
+    note: str = ""
+    num_workers: int = 1
+    num_ready_workers: int = 0
+    num_restarts: int = 0
+    load_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """memory_bytes:
+    """What the operator allows.
 
-    of all models together. keep_alive_s: after the last request; negative for ever, 0 not at all.
+    keep_alive_s: after the last request; negative for ever, 0 not at all. pinned: names of models that are neither
+    evicted nor expire. kept: names of models whose worker is replaced even when nobody used it. kv_cache_bytes: of
+    one worker; 0 decides by the model.
     """
 
     max_models: int = 3
-    memory_bytes: int = 2**63
     max_waiting: int = 256
     keep_alive_s: float = 300.0
     max_adapters: int = 8
+    max_sequences: int = 64
+    kv_cache_bytes: int = 0
+    workers_per_model: int = 1
+    pinned: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()

@@ -5,7 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.inference.core.events import Update
+from services.inference.core.events import LoopStats, Update
+from services.inference.core.memory import MemoryEstimate, MemoryPlan
 from services.inference.core.models import ModelKind, ModelVersion, ResolvedModel, WorkerFacts
 from services.inference.core.prompts import Prompt
 from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
@@ -78,6 +79,16 @@ class ModelWorker(Protocol):
         """What it loaded."""
         ...
 
+    @property
+    def card_bytes(self) -> int:
+        """What it had taken of its graphics card when it was ready; 0 on the CPU, or where that is not known."""
+        ...
+
+    @property
+    def stats(self) -> LoopStats | None:
+        """How its step loop stood, at most a second or so ago; None for what has no such loop."""
+        ...
+
     def memory_bytes(self) -> int:
         """Its resident set now; 0 if it is gone."""
         ...
@@ -114,10 +125,15 @@ class ModelWorker(Protocol):
 class WorkerFactory(Protocol):
     """Makes workers."""
 
-    def estimate_bytes(self, model: ResolvedModel) -> int:
-        """About how much memory the model will take."""
+    async def estimate(self, model: ResolvedModel) -> Sequence[MemoryEstimate]:
+        """What the model will take on each device that it may run on, the better first.
+
+        Raises UnsupportedFormat for files that are not sound.
+        """
         ...
 
-    async def start(self, model: ResolvedModel, on_progress: Callable[[float], None]) -> ModelWorker:
+    async def start(
+        self, model: ResolvedModel, plan: MemoryPlan, on_progress: Callable[[float], None]
+    ) -> ModelWorker:
         """Load a model. on_progress is told the share that is done. Cancelled, it leaves nothing behind."""
         ...

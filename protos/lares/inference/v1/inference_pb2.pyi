@@ -1603,6 +1603,9 @@ class LoadedModel(_message.Message):
     LOAD_PROGRESS_FIELD_NUMBER: _builtins.int
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
     WORKER_PID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    NUM_READY_WORKERS_FIELD_NUMBER: _builtins.int
+    NUM_WORKER_RESTARTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `loadedModels/{model}` or `loadedModels/{model}:{version}`."""
     version: _builtins.str
@@ -1624,9 +1627,15 @@ class LoadedModel(_message.Message):
     load_progress: _builtins.float
     """Share of loading done, 0 to 1."""
     failure_message: _builtins.str
-    """Why it failed, in state FAILED."""
+    """Why it failed, in state FAILED; in others, why a worker is being replaced."""
     worker_pid: _builtins.int
-    """Worker process."""
+    """Worker process; of the first, if there are several."""
+    note: _builtins.str
+    """What the operator should know of where and how it runs; empty if all is as wished."""
+    num_ready_workers: _builtins.int
+    """Workers that answer for it."""
+    num_worker_restarts: _builtins.int
+    """Workers that died since it was loaded, and were replaced."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters in memory, `models/{model}/versions/{version}`."""
@@ -1662,10 +1671,13 @@ class LoadedModel(_message.Message):
         load_progress: _builtins.float = ...,
         failure_message: _builtins.str = ...,
         worker_pid: _builtins.int = ...,
+        note: _builtins.str = ...,
+        num_ready_workers: _builtins.int = ...,
+        num_worker_restarts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "last_use_time", b"last_use_time", "load_time", b"load_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "expire_time", b"expire_time", "failure_message", b"failure_message", "last_use_time", b"last_use_time", "load_progress", b"load_progress", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "name", b"name", "num_active_requests", b"num_active_requests", "num_waiting_requests", b"num_waiting_requests", "state", b"state", "version", b"version", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "expire_time", b"expire_time", "failure_message", b"failure_message", "last_use_time", b"last_use_time", "load_progress", b"load_progress", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "name", b"name", "note", b"note", "num_active_requests", b"num_active_requests", "num_ready_workers", b"num_ready_workers", "num_waiting_requests", b"num_waiting_requests", "num_worker_restarts", b"num_worker_restarts", "state", b"state", "version", b"version", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ One definition for Llama, SmolLM2, Mistral, Qwen 2, 2.5 and 3, Gemma 2 and 3, an
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from services.inference.adapters.runner.ops import Linear, Ops
 from services.inference.adapters.runner.weights import Checkpoint
 
 OnProgress = Callable[[float], None]
+
+# Tokens a row whose logits are computed again: those among which the pick is close.
+_NUM_SHARPENED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,9 @@ class Decoder:
         shape = (architecture.vocab_size, architecture.hidden_size)
         self._embedding = checkpoint.get("model.embed_tokens.weight", shape)
         is_tied = architecture.ties_embeddings or "lm_head.weight" not in checkpoint
-        head = self._embedding if is_tied else checkpoint.get("lm_head.weight", shape)
-        self._head = ops.linear(head, None)
+        # Kept beside the prepared one, in the file's own pages, for the few rows that `_sharpen` reads.
+        self._head_rows = self._embedding if is_tied else checkpoint.get("lm_head.weight", shape)
+        self._head = ops.linear(self._head_rows, None)
         self._final_norm = _norm(architecture, checkpoint, "model.norm.weight", architecture.hidden_size)
         self._layers: list[LayerWeights] = []
         for index in range(len(architecture.layers)):
@@ -88,11 +93,24 @@ class Decoder:
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (rows, hidden_size) of `hidden`. Returns (rows, vocab) in the model's number type."""
+        """hidden: (rows, hidden_size) of `hidden`. Returns (rows, vocab) in float32."""
         normalized = self._ops.norm(hidden, self._final_norm, self.architecture.norm_epsilon)
-        logits = self._head(normalized)
+        logits = self._sharpen(self._head(normalized), normalized)
         softcap = self.architecture.final_softcap
         return logits if softcap is None else (logits / softcap).tanh_().mul_(softcap)
+
+    def _sharpen(self, logits: Tensor, normalized: Tensor) -> Tensor:
+        """Compute the highest logits of each row again, in float32. (rows, vocab) in, float32 out.
+
+        A bfloat16 near 16 is a multiple of 1/8: rounded to that, the likeliest tokens often tie, and the order of the
+        vocabulary would decide between them.
+        """
+        if logits.dtype == torch.float32:
+            return logits
+        token_ids = logits.topk(min(_NUM_SHARPENED, logits.shape[1])).indices  # (rows, sharpened)
+        weights = functional.embedding(token_ids, self._head_rows).float()  # (rows, sharpened, hidden_size)
+        exact = torch.bmm(weights, normalized.float()[:, :, None])[:, :, 0]
+        return logits.float().scatter_(1, token_ids, exact)
 
     def _turns(self, positions: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """Cosine and sine for each rope, (T, 1, rotated size) each; the first half of the sines is negative."""

@@ -4,16 +4,21 @@ import asyncio
 import math
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from lares.inference.v1 import inference_pb2 as pb
+from lares.inference.v1 import inference_pb2_grpc as rpc
 from lares.registry.v1 import registry_pb2 as rpb
+from services.inference.service import build
+from services.kit.address import Address
 from services.kit.channels import translate_errors
 from services.kit.errors import (
     ContextLengthExceeded,
+    InsufficientMemory,
     InvalidArgument,
     LaresError,
     ModelNotFound,
@@ -21,7 +26,11 @@ from services.kit.errors import (
     WorkerLost,
     WrongModelKind,
 )
+from services.kit.host import Host
+from services.kit.server import GrpcServer
+from services.kit.settings import Settings
 from tests.unit.services.inference.conftest import Running
+from tests.unit.services.inference.fake_house import FakeHouse
 
 
 def text_request(text: str = "hello", **fields: Any) -> pb.GenerateRequest:
@@ -248,14 +257,18 @@ async def check_death(running: Running) -> None:
         with pytest.raises(WorkerLost) as caught:
             await read_to_end(call)
         assert caught.value.retry_after_s is not None
-    failed = (await following(watch)).loaded_model
-    assert failed.state == pb.LOADED_MODEL_STATE_FAILED
-    assert "SIGKILL" in failed.failure_message
+    # It was in use, so it is replaced without being asked for.
+    lost = (await following(watch)).loaded_model
+    assert lost.state == pb.LOADED_MODEL_STATE_LOADING
+    assert "SIGKILL" in lost.failure_message
     assert len(await generate(running, text_request())) > 3
     states = [(await following(watch)).loaded_model.state]
     while states[-1] != pb.LOADED_MODEL_STATE_READY:
         states.append((await following(watch)).loaded_model.state)
-    assert set(states[:-1]) == {pb.LOADED_MODEL_STATE_LOADING}
+    assert set(states[:-1]) <= {pb.LOADED_MODEL_STATE_LOADING}
+    with translate_errors():
+        got = await running.stub.GetLoadedModel(pb.GetLoadedModelRequest(name="loadedModels/tiny"))
+    assert (got.loaded_model.num_worker_restarts, got.loaded_model.num_ready_workers) == (1, 1)
     watch.cancel()
 
 
@@ -290,3 +303,29 @@ async def test_a_model_of_pickles_is_refused(running: Running, tmp_path: Any):
     with pytest.raises(LaresError, match="pickles that can run code") as caught:
         await generate(running, text_request(model="pickled"))
     assert caught.value.reason == "UNSUPPORTED_FORMAT"
+
+
+async def test_a_model_that_does_not_fit_is_refused_with_the_sum_before_it_is_loaded(
+    tmp_path: Path, tiny_folder: Path
+):
+    house = FakeHouse(tmp_path)  # type: ignore[abstract]  # It answers only what Inference asks.
+    house.add("tiny", tiny_folder, rpb.MODEL_KIND_TEXT_GENERATION, rpb.FORMAT_SAFETENSORS)
+    limits = {"inference.memory_bytes": 100 * 1024**2, "inference.device": "cpu"}
+    host = Host(Settings(home=tmp_path), limits)
+    server = GrpcServer(host, [lambda _: house, build], address=Address("127.0.0.1", 0))
+    await server.start()
+    try:
+        stub: rpc.InferenceServiceAsyncStub = rpc.InferenceServiceStub(host.channel("inference"))
+        with pytest.raises(InsufficientMemory, match="GiB weights") as caught, translate_errors():
+            await stub.LoadModel(pb.LoadModelRequest(model="tiny"))
+        assert (
+            int(caught.value.metadata["needs_bytes"])
+            > int(caught.value.metadata["has_bytes"])
+            == 100 * 1024**2
+        )
+        assert caught.value.metadata["would_free_bytes"] == "0"
+        assert not (await stub.ListLoadedModels(pb.ListLoadedModelsRequest())).loaded_models
+        assert house.num_leases == 0
+    finally:
+        await server.stop()
+        await host.close()

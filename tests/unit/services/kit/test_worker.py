@@ -297,3 +297,29 @@ async def test_a_worker_whose_parent_was_killed_ends_itself(target: str):
     asyncio.get_running_loop().remove_reader(pidfd)
     os.close(pidfd)
     await parent.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
+async def test_a_worker_that_is_stopped_counts_as_dead_and_its_calls_get_one_error_each():
+    worker = await Worker.start(spec())
+    worker._pulse._every_s = 0.05  # What takes seconds in earnest.
+    async with worker.call(Say("a")) as call:
+        assert (await anext(call)).text == "a"
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerLost, match="it hung"):
+            async with asyncio.timeout(20):
+                await anext(call)
+        with pytest.raises(StopAsyncIteration):
+            await anext(call)
+    assert worker.crashed
+    assert not is_running(worker.pid)
+
+
+async def test_a_worker_that_is_busy_with_one_thing_answers_pings(monkeypatch: pytest.MonkeyPatch):
+    worker = await Worker.start(spec("deaf"))
+    heard = asyncio.Event()
+    monkeypatch.setattr(worker._pulse, "heard", heard.set)
+    worker._pulse.tick()
+    async with asyncio.timeout(20):
+        await heard.wait()
+    await worker.kill()

@@ -78,23 +78,22 @@ class Decoder:
         return self._embedding.nbytes + self._head.num_bytes + sum(matrix.num_bytes for matrix in matrices)
 
     def hidden(self, batch: Batch, pool: KvPool, adapters: Sequence[ActiveAdapter] = ()) -> Tensor:
-        """Run all layers; keys and values go into the pool. Returns (T, hidden_size), not normalized yet."""
+        """Run all layers; keys and values go into the pool. Returns (T, hidden_size) float32, not normalized yet."""
         architecture, ops = self.architecture, self._ops
         x = functional.embedding(batch.token_ids, self._embedding)  # (T, hidden)
         if architecture.scales_embedding:
             # The factor is rounded to the model's numbers, as it was when the model was trained.
             x = x * torch.tensor(architecture.hidden_size**0.5, dtype=x.dtype)
         step = _Step(batch, pool, self._turns(batch.positions, x.dtype), adapters)
+        x = x.float()  # What layers add up is rounded once, where it is used, instead of after each of them.
         for index, layer in enumerate(self._layers):
-            attended = self._attention(step, index, ops.norm(x, layer.norm, architecture.norm_epsilon))
-            x = x + self._post(attended, layer.post_norm)
-            y = self._mlp(step, index, ops.norm(x, layer.mlp_norm, architecture.norm_epsilon))
-            x = x + self._post(y, layer.mlp_post_norm)
+            x = x + self._post(self._attention(step, index, self._norm(x, layer.norm)), layer.post_norm)
+            x = x + self._post(self._mlp(step, index, self._norm(x, layer.mlp_norm)), layer.mlp_post_norm)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (rows, hidden_size) of `hidden`. Returns (rows, vocab) in float32."""
-        normalized = self._ops.norm(hidden, self._final_norm, self.architecture.norm_epsilon)
+        normalized = self._norm(hidden, self._final_norm)
         logits = self._sharpen(self._head(normalized), normalized)
         softcap = self.architecture.final_softcap
         return logits if softcap is None else (logits / softcap).tanh_().mul_(softcap)
@@ -132,8 +131,8 @@ class Decoder:
         queries, keys, values = heads.split((num_heads, num_kv_heads, num_kv_heads), 1)
         turns = step.turns[architecture.layers[index].rope]
         if layer.query_norm is not None and layer.key_norm is not None:
-            queries = ops.rotate(ops.norm(queries, layer.query_norm, architecture.norm_epsilon), *turns)
-            keys = ops.rotate(ops.norm(keys, layer.key_norm, architecture.norm_epsilon), *turns)
+            queries = ops.rotate(self._norm(queries, layer.query_norm), *turns)
+            keys = ops.rotate(self._norm(keys, layer.key_norm), *turns)
         else:  # Both at once: half the calls.
             queries, keys = ops.rotate(heads[:, :-num_kv_heads], *turns).split((num_heads, num_kv_heads), 1)
         pool = step.pool.layers[index]
@@ -149,7 +148,11 @@ class Decoder:
         return step.through(layer.down, index, "down", gated)
 
     def _post(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        return x if weight is None else self._ops.norm(x, weight, self.architecture.norm_epsilon)
+        return x if weight is None else self._norm(x, weight)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """In the model's number type."""
+        return self._ops.norm(x, weight, self.architecture.norm_epsilon, self._embedding.dtype)
 
 
 @dataclass(frozen=True, slots=True)

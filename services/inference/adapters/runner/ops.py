@@ -38,8 +38,8 @@ class Ops(Protocol):
         """Prepare a matrix. weight: (out, in), which may be freed afterwards; bias: (out,)."""
         ...
 
-    def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """RMSNorm (arXiv 1910.07467) over the last dimension, computed in float32."""
+    def norm(self, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        """RMSNorm (arXiv 1910.07467) over the last dimension, computed in float32; dtype: of what is returned."""
         ...
 
     def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -105,11 +105,11 @@ class TorchOps:
         """Packed where that can be."""
         return PackedLinear(weight, bias) if PackedLinear.is_possible(weight) else DenseLinear(weight, bias)
 
-    def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """RMSNorm. A weight of float32 beside other numbers is for those who multiply before they round."""
-        if weight.dtype != x.dtype:
-            return functional.rms_norm(x.float(), x.shape[-1:], weight, epsilon).to(x.dtype)
-        return functional.rms_norm(x, x.shape[-1:], weight, epsilon)
+    def norm(self, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        """One call where all is of one number type, which it computes in float32 by itself."""
+        if x.dtype == weight.dtype == dtype:
+            return functional.rms_norm(x, x.shape[-1:], weight, epsilon)
+        return functional.rms_norm(x.float(), x.shape[-1:], weight.float(), epsilon).to(dtype)
 
     def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The half-split form: component i turns with i + R / 2."""

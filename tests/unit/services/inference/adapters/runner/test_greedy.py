@@ -148,7 +148,7 @@ def test_an_answer_that_ends_by_itself_ends_where_transformers_ends():
         for _, update in collected.loop.step().updates:
             if update.ended is not None:
                 num_tokens = update.ended.num_completion_tokens
-    generate: Any = model.generate  # Typed for a protocol that transformers' own models do not fit.
+    generate: Any = getattr(model, "generate")  # noqa: B009  # Typed for a protocol that transformers' own models do not fit.
     said = generate(
         torch.tensor([prompt]),
         do_sample=False,

@@ -1,13 +1,15 @@
 """The runner as an Engine: chunks in, picked tokens out."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from services.inference.adapters.runner.batch import Batch, Batcher
+from services.inference.adapters.runner.batch import Batcher, sent
+from services.inference.adapters.runner.graphs import DecodeSteps
 from services.inference.adapters.runner.kv_pool import KvPool
 from services.inference.adapters.runner.model import Decoder
 from services.inference.adapters.sampler import pick
@@ -18,29 +20,36 @@ _SCORED_ROWS: Final = 64
 
 
 class RunnerEngine:
-    """Implements the Engine port over a decoder and its pool of blocks."""
+    """Implements the Engine port over a decoder and its pool of blocks. steps: for what may be replayed."""
 
-    def __init__(self, decoder: Decoder, pool: KvPool, batcher: Batcher, facts: EngineFacts) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: KvPool,
+        batcher: Batcher,
+        facts: EngineFacts,
+        steps: DecodeSteps | None = None,
+    ) -> None:
         self.facts = facts
         self._decoder = decoder
         self._pool = pool
         self._batcher = batcher
+        self._steps = steps
 
     @torch.inference_mode()
     def step(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """One pass over all chunks."""
-        batch = self._batcher.make(chunks)
-        hidden = self._decoder.hidden(batch, self._pool)  # (T, hidden_size)
-        scored = self._score(batch, hidden)
-        picking = [index for index, chunk in enumerate(batch.chunks) if chunk.picks]
-        results = {id(chunk): ChunkResult(None, scored.get(id(chunk), ())) for chunk in batch.chunks}
+        ordered, hidden = self._hidden(chunks)
+        scored = self._score(ordered, hidden)
+        results = {id(chunk): ChunkResult(None, scored.get(id(chunk), ())) for chunk in ordered}
+        stops = accumulate(chunk.num_tokens for chunk in ordered)
+        picking = [(chunk, stop - 1) for chunk, stop in zip(ordered, stops, strict=True) if chunk.picks]
         if picking:
-            last = batch.last_rows if len(picking) == len(batch.chunks) else batch.last_rows[picking]
-            logits = self._decoder.logits(hidden[last])  # (picking, vocab)
-            sequences = [batch.chunks[index].sequence for index in picking]
-            for index, picked in zip(picking, pick(logits, sequences), strict=True):
-                key = id(batch.chunks[index])
-                results[key] = ChunkResult(picked, results[key].prompt_logprobs)
+            rows = sent(torch.tensor([row for _, row in picking]), hidden.device)
+            logits = self._decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows])
+            picks = pick(logits, [chunk.sequence for chunk, _ in picking])  # From (picking, vocab).
+            for (chunk, _), picked in zip(picking, picks, strict=True):
+                results[id(chunk)] = ChunkResult(picked, results[id(chunk)].prompt_logprobs)
         return [results[id(chunk)] for chunk in chunks]
 
     def release(self, sequence: EngineSequence) -> None:
@@ -54,11 +63,18 @@ class RunnerEngine:
         """Take an adapter out of memory."""
         raise NotImplementedError
 
-    def _score(self, batch: Batch, hidden: Tensor) -> dict[int, tuple[float, ...]]:
+    def _hidden(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], Tensor]:
+        """The chunks in the order of the rows, and their rows: (T, hidden_size)."""
+        if self._steps is not None and (replayed := self._steps.run(chunks)) is not None:
+            return chunks, replayed
+        batch = self._batcher.make(chunks)
+        return batch.chunks, self._decoder.hidden(batch, self._pool)
+
+    def _score(self, ordered: Sequence[Chunk], hidden: Tensor) -> dict[int, tuple[float, ...]]:
         """Log probabilities of prompt tokens, by the chunk that comes before each."""
         scored: dict[int, tuple[float, ...]] = {}
-        stops = [row + 1 for row in batch.last_rows.tolist()]
-        for chunk, stop in zip(batch.chunks, stops, strict=True):
+        stops = accumulate(chunk.num_tokens for chunk in ordered)
+        for chunk, stop in zip(ordered, stops, strict=True):
             if not chunk.sequence.wants_prompt_logprobs:
                 continue
             prompt, start = chunk.sequence.prompt, chunk.start

@@ -244,7 +244,9 @@ def generation_event_to_proto(event: GenerationEvent) -> Iterator[pb.GenerateRes
         case GenerationEnded():
             ended = event.ended
             usage = pb.Usage(
-                prompt_tokens=ended.num_prompt_tokens, completion_tokens=ended.num_completion_tokens
+                prompt_tokens=ended.num_prompt_tokens,
+                completion_tokens=ended.num_completion_tokens,
+                cached_prompt_tokens=ended.num_cached_tokens,
             )
             yield pb.GenerateResponse(usage=usage)
             finished = pb.GenerateFinished(
@@ -257,6 +259,10 @@ def generation_event_to_proto(event: GenerationEvent) -> Iterator[pb.GenerateRes
                     prefill_ms=ended.prefill_ms,
                     decode_ms=ended.decode_ms,
                     load_ms=event.load_ms,
+                    ttft_ms=ended.ttft_ms,
+                    inter_token_ms=ended.inter_token_ms,
+                    max_inter_token_ms=ended.max_inter_token_ms,
+                    num_preemptions=ended.num_preemptions,
                 ),
             )
             yield pb.GenerateResponse(finished=finished)

@@ -40,7 +40,10 @@ class InferenceService:
             store,
             device=settings.device,
             max_sequences=settings.max_sequences,
+            max_batch_tokens=settings.max_batch_tokens,
+            kv_bytes=settings.kv_bytes,
             load_timeout_s=settings.load_timeout_s,
+            cuda_graphs=settings.cuda_graphs,
         )
         limits = PoolLimits(
             max_models=settings.max_models,

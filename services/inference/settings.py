@@ -12,8 +12,12 @@ class InferenceSettings(ServiceSettings):
 
     section: ClassVar[str] = "inference"
 
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where models compute: auto takes a graphics card if the model fits it."
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="Where models compute: auto takes a CUDA card if the model fits it."
+    )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="Record the steps of a model on a CUDA card and replay them; off, they are launched one by one.",
     )
     max_models: int = Field(
         default=3,
@@ -27,7 +31,18 @@ class InferenceSettings(ServiceSettings):
         description="The most memory that all models may take, in bytes; 0 is 85% of what is usable.",
     )
     max_sequences: int = Field(
-        default=8, ge=1, le=256, description="Answers that one model works on at once; the others wait."
+        default=64, ge=1, le=256, description="Answers that one model works on at once; the others wait."
+    )
+    max_batch_tokens: int = Field(
+        default=512,
+        ge=16,
+        le=65_536,
+        description="Tokens that one step of a model computes at most, prompts and answers together.",
+    )
+    kv_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory for one model's keys and values, in bytes; 0 lets the engine choose.",
     )
     max_waiting: int = Field(
         default=256,

@@ -27,7 +27,8 @@ class Beside(Generic[T]):
         self._thread.join()
 
     def result(self) -> T:
-        """What the work returned. After the block."""
+        """What the work returned; waits for it. Not before the block."""
+        self._thread.join()
         if self._errors:
             raise self._errors[0]
         return self._values[0]

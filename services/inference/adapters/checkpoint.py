@@ -1,95 +1,18 @@
-"""A model folder to a model in memory: safetensors only, no code of the model's own, no pickles."""
+"""A model folder to one of transformers' models: safetensors only, no code of the model's own, no pickles."""
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
-from services.inference.adapters.hardware import cpu_features, num_usable_cpus
-from services.inference.core.engine import EngineFacts
-from services.inference.core.sampling import SamplingDefaults
+from services.inference.adapters.model_folder import check_folder
+from services.inference.adapters.placement import Placement
 from services.kit.errors import UnsupportedFormat
-
-_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-# Beyond the weights, a card needs room for the KV cache and activations.
-_CUDA_HEADROOM: Final = 1.3
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a model computes and in which numbers."""
-
-    device: str
-    dtype: torch.dtype
-
-
-def check_folder(folder: Path) -> None:
-    """Raises UnsupportedFormat unless the folder holds safetensors and a config."""
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        found = f"only {', '.join(pickles)}, pickles that can run code" if pickles else "no weights"
-        raise UnsupportedFormat(f"the model has {found}; Lares loads safetensors and GGUF")
-    if not (folder / "config.json").is_file():
-        raise UnsupportedFormat("the model has no config.json, so its architecture is not known")
-
-
-def place(folder: Path, device: str) -> Placement:
-    """Choose device and dtype. device: `auto`, `cpu`, `cuda`. A card that is too small is passed over."""
-    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if device != "cpu" and torch.cuda.is_available():
-        free_bytes, _ = torch.cuda.mem_get_info(0)
-        if device == "cuda" or num_bytes * _CUDA_HEADROOM < free_bytes:
-            return Placement("cuda:0", torch.bfloat16)
-    # Without these instructions bfloat16 is emulated, and slower than float32.
-    has_bf16 = {"avx512_bf16", "amx_bf16"} & set(cpu_features())
-    return Placement("cpu", torch.bfloat16 if has_bf16 else torch.float32)
-
-
-def use_all_cores() -> None:
-    """One thread a core that this process may use."""
-    torch.set_num_threads(num_usable_cpus())
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer with its chat template."""
-    # A folder with tokenizer.json needs none of the per-model classes: they would only rebuild the same
-    # object, slower.
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    if (folder / "tokenizer.json").is_file() and not _special_class(folder):
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
-            folder, local_files_only=True
-        )
-        return tokenizer
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, ImportError) as error:
-        raise UnsupportedFormat(f"the model's tokenizer cannot be read: {error}") from error
-    return tokenizer
-
-
-def _special_class(folder: Path) -> bool:
-    """Whether the tokenizer asks for a class that does more than tokenizer.json says."""
-    name = str(read_json(folder / "tokenizer_config.json").get("tokenizer_class", ""))
-    return name not in {
-        "",
-        "TokenizersBackend",
-        "PreTrainedTokenizerFast",
-        "GPT2TokenizerFast",
-        "GPT2Tokenizer",
-    }
 
 
 def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
     """The model, ready to generate. Raises UnsupportedFormat for what is no causal language model."""
-    from transformers import AutoModelForCausalLM
-
     check_folder(folder)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -107,54 +30,8 @@ def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
     return model
 
 
-def facts_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, placement: Placement
-) -> EngineFacts:
-    """What the step loop needs to know. The ends of text are all those that any of the model's files name."""
-    config = model.config.get_text_config()
-    ends: set[int] = set()
-    for source in (read_json(folder / "generation_config.json").get("eos_token_id"), config.eos_token_id):
-        ends.update(source if isinstance(source, list) else [source] if isinstance(source, int) else [])
-    if isinstance(tokenizer.eos_token_id, int):
-        ends.add(tokenizer.eos_token_id)
-    return EngineFacts(
-        context_length=int(config.max_position_embeddings),
-        vocab_size=int(config.vocab_size),
-        eos_token_ids=frozenset(ends),
-        device=placement.device,
-        dtype=str(placement.dtype).removeprefix("torch."),
-    )
-
-
-def sampling_defaults(folder: Path) -> SamplingDefaults:
-    """What generation_config.json says about sampling. A value that is no number counts as not there."""
-    found = read_json(folder / "generation_config.json")
-    return SamplingDefaults(
-        temperature=_number(found, "temperature"),
-        top_p=_number(found, "top_p"),
-        top_k=int(top_k) if (top_k := _number(found, "top_k")) is not None else None,
-        repetition_penalty=_number(found, "repetition_penalty"),
-    )
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object in a file; empty if there is no such file, or no object in it."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def quiet_libraries() -> None:
     """Progress bars and advice of transformers are for notebooks; a worker's stderr is a log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _number(found: Mapping[str, Any], key: str) -> float | None:
-    value = found.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

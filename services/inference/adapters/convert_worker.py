@@ -9,8 +9,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from services.inference.adapters.checkpoint import quiet_libraries, read_json, use_all_cores
+from services.inference.adapters.checkpoint import quiet_libraries
 from services.inference.adapters.messages import Converted, ConvertInit, LoadProgress
+from services.inference.adapters.model_folder import read_json
+from services.inference.adapters.placement import use_all_cores
 from services.kit.errors import UnsupportedFormat
 from services.kit.worker_port import WorkerPort
 

@@ -16,6 +16,9 @@ from services.inference.adapters.messages import (
     Loaded,
     LoadProgress,
 )
+from services.inference.adapters.model_folder import check_folder, read_json
+from services.inference.adapters.placement import place, use_all_cores
+from services.inference.adapters.tokenizer import load_tokenizer
 from services.kit.errors import InvalidArgument, LaresError, UnsupportedFormat
 from services.kit.worker_port import WorkerPort
 
@@ -25,7 +28,7 @@ _MAX_BATCH_TOKENS = 16_384
 def main(init: EmbedderInit, port: WorkerPort[Embed, Embedded]) -> None:
     """Load, say so, and answer until told to stop."""
     checkpoint.quiet_libraries()
-    checkpoint.use_all_cores()
+    use_all_cores()
     port.progress(LoadProgress(0.5))
     embedder = Embedder(Path(init.folder), init.device)
     port.ready(embedder.loaded)
@@ -45,8 +48,8 @@ class Embedder:
     """A sentence-transformers folder: a transformer, a pooling, a normalization."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        checkpoint.check_folder(folder)
-        placement = checkpoint.place(folder, device)
+        check_folder(folder)
+        placement = place(folder, device)
         # Vectors are compared across machines: they are computed in float32 wherever they are.
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -61,7 +64,7 @@ class Embedder:
         except (ValueError, OSError, KeyError) as error:
             raise UnsupportedFormat(f"the model cannot be loaded: {error}") from error
         self._model = model.to(placement.device).eval()
-        self._tokenizer = checkpoint.load_tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder)
         self._max_tokens = _max_tokens(folder, int(config.max_position_embeddings))
         self._vocab_size = int(config.vocab_size)
         self._pooling = _pooling(folder)
@@ -98,7 +101,7 @@ class Embedder:
         else:
             if not item.text.strip():
                 raise InvalidArgument.at(f"{field}.text", "must not be empty")
-            token_ids = list(self._tokenizer(item.text, verbose=False)["input_ids"])
+            token_ids = list(self._tokenizer.encode(item.text))
         if len(token_ids) <= self._max_tokens:
             return token_ids
         if not truncate:
@@ -109,13 +112,12 @@ class Embedder:
         if item.token_ids:
             return token_ids[: self._max_tokens]
         # The tokenizer cuts before it adds its special tokens, so that the last of them is kept.
-        cut = self._tokenizer(item.text, truncation=True, max_length=self._max_tokens, verbose=False)
-        return list(cut["input_ids"])
+        return list(self._tokenizer.encode(item.text, max_tokens=self._max_tokens))
 
     def _pool(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Vectors of rows of tokens. Returns (rows, size), length 1."""
         width = max(len(row) for row in rows)
-        pad = self._tokenizer.pad_token_id if isinstance(self._tokenizer.pad_token_id, int) else 0
+        pad = self._tokenizer.pad_token_id or 0
         padded = [[*row, *[pad] * (width - len(row))] for row in rows]
         input_ids = torch.tensor(padded, device=self._model.device)  # (rows, width)
         lengths = torch.tensor([len(row) for row in rows], device=self._model.device)  # (rows,)
@@ -146,7 +148,7 @@ def _batches(order: Sequence[int], rows: Sequence[Sequence[int]]) -> list[list[i
 
 def _max_tokens(folder: Path, positions: int) -> int:
     """What sentence-transformers would cut at, or what the model has positions for."""
-    found = checkpoint.read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    found = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     return min(found, positions) if isinstance(found, int) and found > 0 else positions
 
 
@@ -155,7 +157,7 @@ def _pooling(folder: Path) -> str:
 
     Raises UnsupportedFormat.
     """
-    config = checkpoint.read_json(folder / "1_Pooling" / "config.json")
+    config = read_json(folder / "1_Pooling" / "config.json")
     chosen = [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, value in config.items()

@@ -1,8 +1,8 @@
 """The worker of a language model. `main` runs in a child process and holds the model, its loop, its adapters."""
 
+import os
 from pathlib import Path
 
-from services.inference.adapters.beside import Beside
 from services.inference.adapters.messages import (
     DropAdapter,
     EngineInit,
@@ -13,6 +13,7 @@ from services.inference.adapters.messages import (
     LoadProgress,
     Step,
 )
+from services.inference.core.engine import Engine
 from services.inference.core.loop import LoopRequest, StepLoop
 from services.kit.errors import LaresError
 from services.kit.worker_port import Incoming, WorkerPort
@@ -23,42 +24,68 @@ def main(init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
     EngineWorker(init, port).run()
 
 
+def make_engine(init: EngineInit, folder: Path, end_token_ids: frozenset[int]) -> Engine:
+    """The engine that runs this model, its weights in memory: our own for the families it knows."""
+    # Imported here and below, so that a worker's first sign of life comes before torch is imported, and a model that
+    # our own engine runs never waits for transformers.
+    from services.inference.adapters.placement import place, use_all_cores
+    from services.inference.adapters.runner.load import load_runner
+
+    use_all_cores()
+    placement = place(folder, init.device)
+    runner = load_runner(init, folder, placement, end_token_ids)
+    if runner is not None:
+        return runner
+    from services.inference.adapters.transformers_engine import load_transformers_engine
+
+    return load_transformers_engine(init, folder, placement, end_token_ids)
+
+
 class EngineWorker:
     """Ties the loop to the pipes: what comes in between two steps, and one message out for each."""
 
     def __init__(self, init: EngineInit, port: WorkerPort[EngineRequest, Step]) -> None:
         port.progress(LoadProgress(0.05))
-        # Imported here, so that the first sign of life comes before some seconds of imports.
-        from services.inference.adapters import checkpoint
-
-        checkpoint.quiet_libraries()
-        checkpoint.use_all_cores()
-        port.progress(LoadProgress(0.4))
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from services.inference.adapters.model_folder import check_folder, end_token_ids, sampling_defaults
         from services.inference.adapters.prompt_renderer import PromptRenderer
-        from services.inference.adapters.torch_engine import TorchEngine
+        from services.inference.adapters.tokenizer import load_tokenizer
         from services.inference.adapters.vocabulary import TokenizerVocabulary
 
         folder = Path(init.folder)
-        placement = checkpoint.place(folder, init.device)
-        with Beside(lambda: checkpoint.load_tokenizer(folder)) as tokenizer_load:
-            model = checkpoint.load_causal_model(folder, placement)
-        tokenizer = tokenizer_load.result()
+        check_folder(folder)
+        tokenizer = load_tokenizer(folder)
+        port.progress(LoadProgress(0.1))
+        ends = end_token_ids(folder)
+        if tokenizer.eos_token_id is not None:
+            ends |= {tokenizer.eos_token_id}
+        self._engine = make_engine(init, folder, ends)
         port.progress(LoadProgress(0.9))
         self._port = port
-        self._engine = TorchEngine(model, checkpoint.facts_of(model, tokenizer, folder, placement))
         self._renderer = PromptRenderer(tokenizer)
         self._vocabulary = TokenizerVocabulary(tokenizer)
         self._loop = StepLoop(
             self._engine,
             self._vocabulary,
             max_sequences=init.max_sequences,
-            defaults=checkpoint.sampling_defaults(folder),
+            max_batch_tokens=init.max_batch_tokens,
+            defaults=sampling_defaults(folder),
         )
 
     def run(self) -> None:
         """Serve until the parent says stop."""
         facts = self._engine.facts
-        self._port.ready(Loaded(facts.device, facts.dtype, facts.context_length))
+        self._port.ready(
+            Loaded(
+                device=facts.device,
+                dtype=facts.dtype,
+                context_length=facts.context_length,
+                num_kv_tokens=facts.num_blocks * facts.block_size,
+                weights_bytes=facts.weights_bytes,
+                kv_bytes=facts.kv_bytes,
+                note=facts.note,
+            )
+        )
         while not self._port.closed:
             for incoming in self._port.receive(timeout_s=0 if self._loop.has_work else None):
                 self._take(incoming)

@@ -14,19 +14,34 @@ class LoadProgress(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What was loaded. context_length in tokens."""
+    """What was loaded. context_length in tokens.
+
+    num_kv_tokens: whose keys and values fit in memory at once; weights_bytes, kv_bytes: taken by weights and by
+    keys and values; note: what the operator should know, or empty. An embedding model tells none of these.
+    """
 
     device: str
     dtype: str
     context_length: int
+    num_kv_tokens: int = 0
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    note: str = ""
 
 
 class EngineInit(msgspec.Struct, frozen=True):
-    """folder: safetensors, config and tokenizer. device: `auto`, `cpu` or `cuda`. max_sequences: slots."""
+    """folder: safetensors, config and tokenizer. device: `auto`, `cpu` or `cuda`.
+
+    max_sequences: that run at once. max_batch_tokens: computed in one step. kv_bytes: for keys and values; 0
+    leaves it to the engine. cuda_graphs: record decode steps on a CUDA card.
+    """
 
     folder: str
     device: str
     max_sequences: int
+    max_batch_tokens: int = 512
+    kv_bytes: int = 0
+    cuda_graphs: bool = True
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):

@@ -1,24 +1,28 @@
-"""Prompts to tokens: the chat template in transformers' sandbox, then the tokenizer."""
+"""Prompts to tokens: the chat template, then the tokenizer."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
-import jinja2
-from transformers import PreTrainedTokenizerBase
-
+from services.inference.adapters.chat_templates import ChatTemplates
+from services.inference.adapters.tokenizer import Tokenizer
 from services.inference.core.prompts import ChatMessage, ChatPrompt, Prompt
 from services.kit.errors import InvalidArgument, InvalidTemplate, UnsupportedParameter, WrongModelKind
+
+# What transformers writes behind a message that goes on, to find where it ends in what the template wrote.
+_CONTINUES_HERE: Final = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class PromptRenderer:
     """Knows one model's tokenizer and template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._templates = ChatTemplates(tokenizer.chat_templates) if tokenizer.chat_templates else None
 
     @property
     def has_template(self) -> bool:
         """Whether the model can chat."""
-        return bool(self._tokenizer.chat_template)
+        return self._templates is not None
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """The prompt in the model's tokens.
@@ -33,45 +37,63 @@ class PromptRenderer:
         return self._encode(prompt.text or "", add_special_tokens=True) or self._beginning()
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
-        return tuple(encoded["input_ids"])
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _beginning(self) -> tuple[int, ...]:
         """What an empty text continues: the token that begins a text."""
         for token_id in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
-            if isinstance(token_id, int):
+            if token_id is not None:
                 return (token_id,)
         raise InvalidArgument.at("text", "must not be empty: this model has no token that begins a text")
 
     def _render(self, chat: ChatPrompt) -> str:
-        template = self._tokenizer.chat_template
-        if not template:
+        if self._templates is None:
             raise WrongModelKind(
                 "the model has no chat template: continue a text instead (completions), or chat with a model"
                 " that has one"
             )
-        if chat.tools and "tools" not in str(template):
-            raise UnsupportedParameter.at("chat.tools", "this model's chat template knows no tools")
+        name = self._template_name(chat)
         continues = chat.continues_last_message
         opens_turn = not continues if chat.add_generation_prompt is None else chat.add_generation_prompt
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                [_for_template(message) for message in chat.messages],
-                tools=[_tool(tool.name, tool.description, tool.parameters) for tool in chat.tools] or None,
-                tokenize=False,
-                add_generation_prompt=opens_turn,
-                continue_final_message=continues,
+        messages = [_for_template(message) for message in chat.messages]
+        if continues:
+            messages[-1]["content"] += _CONTINUES_HERE
+        rendered = self._templates.render(
+            name,
+            {
+                **self._tokenizer.special_tokens,
                 **chat.template_arguments,
+                "messages": messages,
+                "tools": [_tool(tool.name, tool.description, tool.parameters) for tool in chat.tools] or None,
+                "documents": None,
+                "add_generation_prompt": opens_turn,
+            },
+        )
+        return _until_final_message(rendered, chat.messages[-1].content) if continues else rendered
+
+    def _template_name(self, chat: ChatPrompt) -> str:
+        """`tool_use`, if there is one and tools are given, else `default`."""
+        templates: Mapping[str, str] = self._tokenizer.chat_templates
+        name = "tool_use" if chat.tools and "tool_use" in templates else "default"
+        if name not in templates:
+            raise InvalidTemplate(
+                f"the model's chat templates are {', '.join(templates)}: none is the default"
             )
-        except jinja2.TemplateSyntaxError as error:
-            raise InvalidTemplate(f"the model's chat template does not compile: {error.message}") from error
-        except jinja2.TemplateError as error:
-            # What a template raises by itself is about the messages: roles that must alternate, for example.
-            raise InvalidArgument.at("chat.messages", f"the chat template refuses them: {error}") from error
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise InvalidTemplate(f"the chat template failed on these messages: {error}") from error
-        assert isinstance(rendered, str)
-        return rendered
+        if chat.tools and "tools" not in templates[name]:
+            raise UnsupportedParameter.at("chat.tools", "this model's chat template knows no tools")
+        return name
+
+
+def _until_final_message(rendered: str, content: str) -> str:
+    """Cut what the template writes behind the last message. Raises InvalidTemplate if that is not there."""
+    tag = _CONTINUES_HERE.strip()
+    if tag not in rendered or content.strip() not in rendered:
+        raise InvalidTemplate(
+            "the chat template leaves out the assistant's last message: it cannot be continued"
+        )
+    end = rendered.rindex(tag)
+    # A template that cut the tag's own space cuts that of messages, too.
+    return rendered[:end] if rendered.startswith(_CONTINUES_HERE, end) else rendered[:end].rstrip()
 
 
 def _for_template(message: ChatMessage) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """From logits to tokens, all rows of a step at once, on the device where the logits are.
 
-The order is the contract's: masks, logit bias, penalties, temperature, top_k, top_p, min_p. One number a token is drawn
-from the sequence's seed and the token's place alone, and looked up in the cumulative distribution: equal seeds pick equal
-tokens whatever else is in the batch, after a preemption too, and nothing has to be remembered.
+The order is the contract's: masks, logit bias, penalties, temperature, top_k, top_p, min_p. One number a token is
+drawn from the sequence's seed and the token's place alone, and looked up in the cumulative distribution: equal seeds
+pick equal tokens whatever else is in the batch, after a preemption too, and nothing has to be remembered.
 """
 
 import hashlib

@@ -2,49 +2,44 @@
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from services.inference.adapters.spelling import SentencepieceSpelling, spelling_of
+from services.inference.adapters.tokenizer import Tokenizer
 
 
 class TokenizerVocabulary:
-    """Implements the core's Vocabulary over a tokenizer of transformers."""
+    """Implements the core's Vocabulary over a tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = set(tokenizer.all_special_ids)
-        self._byte_of_char = _byte_of_char()
-        self._is_byte_level = _is_byte_level(tokenizer)
+        spelling = spelling_of(tokenizer.decoder)
+        self._adds_up = spelling is not None
+        self._spelling = spelling or SentencepieceSpelling()
+        self._text_bytes = dict.fromkeys(tokenizer.special_ids, b"")
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the bytes of a text are those of its tokens in a row."""
+        return self._adds_up
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens in a row, without special tokens."""
-        text = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
+        return self._tokenizer.decode(token_ids)
+
+    def text_bytes(self, token_id: int, *, begins_text: bool = False) -> bytes:
+        """What a token adds to a text: a special one adds nothing, the first may lose a space."""
+        if begins_text:
+            return b"" if token_id in self._tokenizer.special_ids else self._read(token_id, begins_text=True)
+        found = self._text_bytes.get(token_id)
+        if found is None:
+            found = self._text_bytes[token_id] = self._read(token_id)
+        return found
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token: byte-level BPE spells each as a character, sentencepiece spells odd ones `<0xE2>`."""
+        """The bytes of one token; a special token's are its name, and those of a row that no token has are none."""
+        if token_id not in self._tokenizer.special_ids:
+            return self.text_bytes(token_id)
+        return (self._tokenizer.convert_ids_to_tokens(token_id) or "").encode()
+
+    def _read(self, token_id: int, *, begins_text: bool = False) -> bytes:
         piece = self._tokenizer.convert_ids_to_tokens(token_id)
-        if not isinstance(piece, str):  # A row of the embedding that no token has.
-            return b""
-        if token_id in self._special:
-            return piece.encode()
-        if self._is_byte_level and all(char in self._byte_of_char for char in piece):
-            return bytes(self._byte_of_char[char] for char in piece)
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace("\u2581", " ").encode()
-
-
-def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return "ByteLevel" in str(getattr(backend, "decoder", "")) or backend is None
-
-
-def _byte_of_char() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones stand for themselves, the others for U+0100 and on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    spelled = {chr(byte): byte for byte in printable}
-    spelled.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return spelled
+        return b"" if piece is None else self._spelling.read(piece, begins_text=begins_text)

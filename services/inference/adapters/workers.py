@@ -38,8 +38,16 @@ _GGUF_GROWTH: Final = 4
 # A conversion takes the first part of a load's progress, where one is needed.
 _CONVERSION_SHARE: Final = 0.7
 
-# Passive: on a busy machine, threads that spin at every barrier make a step ten times slower.
-_ENV: Final = {"TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+_ENV: Final = {
+    "TQDM_DISABLE": "1",
+    # Threads that sleep at every barrier make a step twice as slow, and threads that spin without end take a busy
+    # machine's cores from those who have work: they spin for some microseconds, then sleep.
+    "GOMP_SPINCOUNT": "10000",
+    # Activations of a long prompt are some megabytes: given back to the system after each use, they would cost a page
+    # fault for every 4 KiB, as much as their computation.
+    "MALLOC_MMAP_THRESHOLD_": "268435456",
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+}
 
 
 class ProcessWorkerFactory:
@@ -52,13 +60,19 @@ class ProcessWorkerFactory:
         *,
         device: str,
         max_sequences: int,
+        max_batch_tokens: int,
+        kv_bytes: int,
         load_timeout_s: float,
+        cuda_graphs: bool,
     ) -> None:
         self._converter = converter
         self._store = store
         self._device = device
         self._max_sequences = max_sequences
+        self._max_batch_tokens = max_batch_tokens
+        self._kv_bytes = kv_bytes
         self._load_timeout_s = load_timeout_s
+        self._cuda_graphs = cuda_graphs
 
     def estimate_bytes(self, model: ResolvedModel) -> int:
         """Weights as they will lie in memory, and the process around them."""
@@ -94,7 +108,14 @@ class ProcessWorkerFactory:
             init: EmbedderInit | EngineInit = EmbedderInit(folder, self._device)
         else:
             target, events = "services.inference.adapters.engine_worker:main", Step
-            init = EngineInit(folder, self._device, self._max_sequences)
+            init = EngineInit(
+                folder=folder,
+                device=self._device,
+                max_sequences=self._max_sequences,
+                max_batch_tokens=self._max_batch_tokens,
+                kv_bytes=self._kv_bytes,
+                cuda_graphs=self._cuda_graphs,
+            )
         return WorkerSpec(
             name=model.name,
             target=target,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from services.inference.core.detokenizer import IncrementalDetokenizer, Vocabulary
+from services.inference.core.detokenizer import Vocabulary, detokenizer
 from services.inference.core.engine import EngineSequence, PickedToken
 from services.inference.core.events import ChoiceEnd, Delta, FinishReason, TokenChance, TokenLogprob
 from services.inference.core.sampling import StopConditions
@@ -30,7 +30,7 @@ class Choice:
         ends = frozenset() if stop.ignore_eos else eos_token_ids
         self._end_token_ids = ends | frozenset(stop.stop_token_ids)
         self._vocabulary = vocabulary
-        self._detokenizer = IncrementalDetokenizer(vocabulary, sequence.prompt)
+        self._detokenizer = detokenizer(vocabulary, sequence.prompt)
         self._stops = StopMatcher(stop.stop)
         # Log probabilities wait with the text of their tokens: each with where its text begins.
         self._logprobs: list[tuple[int, TokenLogprob]] = []

@@ -55,7 +55,13 @@ class ChoiceEnd:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """All choices are done. choices: in order. Times in milliseconds."""
+    """All choices are done. choices: in order. Times in milliseconds.
+
+    queue_ms: until the first choice was let in. prefill_ms: from there to the first token. decode_ms: from there
+    to the last. ttft_ms: time to first token, from arrival. inter_token_ms, max_inter_token_ms: mean and longest
+    time between two tokens of a choice; 0 where none has two. num_cached_tokens: of the prompt, that were not
+    computed because the cache had them. num_preemptions: how often choices gave way and were computed anew.
+    """
 
     choices: tuple[ChoiceEnd, ...]
     num_prompt_tokens: int
@@ -63,15 +69,47 @@ class Ended:
     queue_ms: float
     prefill_ms: float
     decode_ms: float
+    ttft_ms: float = 0.0
+    inter_token_ms: float = 0.0
+    max_inter_token_ms: float = 0.0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one step says about one request."""
+    """What one step says about one request.
+
+    prompt_logprobs: where they were asked for, once, natural logarithms of the probability of each prompt token
+    but the first.
+    """
 
     started: Started | None = None
     deltas: tuple[Delta, ...] = ()
     ended: Ended | None = None
+    prompt_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStats:
+    """How a loop stands, for metrics. Live and waiting are sequences; the last six count since its start.
+
+    num_batch_tokens: computed in the last step, for num_batch_sequences. num_queried_tokens: of prompts that
+    looked for cached blocks; num_hit_tokens: found there.
+    """
+
+    num_live: int
+    num_waiting: int
+    num_blocks: int
+    num_used_blocks: int
+    num_batch_sequences: int
+    num_batch_tokens: int
+    num_steps: int
+    num_computed_tokens: int
+    num_generated_tokens: int
+    num_queried_tokens: int
+    num_hit_tokens: int
+    num_preemptions: int
 
 
 @dataclass(slots=True)

@@ -1151,6 +1151,10 @@ class GenerateTiming(_message.Message):
     PREFILL_MS_FIELD_NUMBER: _builtins.int
     DECODE_MS_FIELD_NUMBER: _builtins.int
     LOAD_MS_FIELD_NUMBER: _builtins.int
+    TTFT_MS_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_MS_FIELD_NUMBER: _builtins.int
+    MAX_INTER_TOKEN_MS_FIELD_NUMBER: _builtins.int
+    NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
     queue_ms: _builtins.float
     """Waiting for a slot, in milliseconds."""
     prefill_ms: _builtins.float
@@ -1159,6 +1163,14 @@ class GenerateTiming(_message.Message):
     """From the first token to the last, in milliseconds."""
     load_ms: _builtins.float
     """Loading the model for this request, in milliseconds. 0 if it was in memory."""
+    ttft_ms: _builtins.float
+    """Time to first token, in milliseconds: from the model's taking the request to its first token, waiting included."""
+    inter_token_ms: _builtins.float
+    """Mean time between two tokens of a choice, in milliseconds. 0 where no choice has two."""
+    max_inter_token_ms: _builtins.float
+    """Longest time between two tokens of a choice, in milliseconds."""
+    num_preemptions: _builtins.int
+    """How often a choice lost its place in memory to a more urgent one and was computed anew."""
     def __init__(
         self,
         *,
@@ -1166,10 +1178,14 @@ class GenerateTiming(_message.Message):
         prefill_ms: _builtins.float = ...,
         decode_ms: _builtins.float = ...,
         load_ms: _builtins.float = ...,
+        ttft_ms: _builtins.float = ...,
+        inter_token_ms: _builtins.float = ...,
+        max_inter_token_ms: _builtins.float = ...,
+        num_preemptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms", b"decode_ms", "load_ms", b"load_ms", "prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms", b"decode_ms", "inter_token_ms", b"inter_token_ms", "load_ms", b"load_ms", "max_inter_token_ms", b"max_inter_token_ms", "num_preemptions", b"num_preemptions", "prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,7 @@ What is not known here is no error: transformers' own module computes it instead
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from services.kit.errors import UnsupportedFormat
@@ -58,7 +58,7 @@ class Architecture:
 
     scales_embedding: by the square root of hidden_size. adds_one_to_norm: norms multiply by 1 + weight.
     normalizes_heads: queries and keys are normalized a head at a time. has_post_norms: after attention and MLP,
-    beside before. Soft caps (arXiv 2408.00118): None for none.
+    beside before. Soft caps (arXiv 2408.00118): None for none. note: what the operator should know, or empty.
     """
 
     family: str
@@ -75,14 +75,13 @@ class Architecture:
     layers: tuple[Layer, ...]
     ropes: tuple[Rope, ...]
     ties_embeddings: bool
-    eos_token_ids: frozenset[int] = frozenset()
     scales_embedding: bool = False
     adds_one_to_norm: bool = False
     normalizes_heads: bool = False
     has_post_norms: bool = False
     attention_softcap: float | None = None
     final_softcap: float | None = None
-    note: str = field(default="", compare=False)
+    note: str = ""
 
     @property
     def qkv_size(self) -> int:
@@ -123,7 +122,6 @@ class Architecture:
                 layers=_layers(config, family, tuple(ropes)),
                 ropes=tuple(ropes.values()),
                 ties_embeddings=bool(config.get("tie_word_embeddings", family.startswith("gemma"))),
-                eos_token_ids=_token_ids(config.get("eos_token_id")),
                 scales_embedding=family.startswith("gemma"),
                 adds_one_to_norm=family.startswith("gemma"),
                 normalizes_heads=family in ("qwen3", "gemma3"),
@@ -153,10 +151,6 @@ def _count(config: Mapping[str, Any], name: str) -> int:
 def _optional(config: Mapping[str, Any], name: str) -> float | None:
     value = config.get(name)
     return float(value) if value else None
-
-
-def _token_ids(value: Any) -> frozenset[int]:
-    return frozenset(value if isinstance(value, list) else [value] if isinstance(value, int) else [])
 
 
 def _layers(config: Mapping[str, Any], family: str, rope_names: tuple[str, ...]) -> tuple[Layer, ...]:

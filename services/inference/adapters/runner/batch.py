@@ -4,7 +4,7 @@ Rows are tokens. Chunks of one token come first, those with the longest past at 
 Everything here is made once a step and shared by all layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -172,6 +172,14 @@ class Batcher:
         """tables: (rows, blocks). Returns (2 * rows * kv heads * blocks,), keys before values."""
         rows = tables[None, :, None, :] * (2 * self._num_kv_heads) + self._head_rows[:, None, :, None]
         return sent(rows.flatten(), self._device)
+
+
+def rows_of(chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, range]]:
+    """Each chunk and its rows, of chunks in the order of the rows."""
+    first = 0
+    for chunk in chunks:
+        yield chunk, range(first, first + chunk.num_tokens)
+        first += chunk.num_tokens
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,16 +1,16 @@
 """The runner as an Engine: chunks in, picked tokens out."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from services.inference.adapters.runner.batch import Batcher, sent
+from services.inference.adapters.runner.batch import Batch, Batcher, rows_of, sent
 from services.inference.adapters.runner.graphs import DecodeSteps
 from services.inference.adapters.runner.kv_pool import KvPool
+from services.inference.adapters.runner.lora import ActiveAdapter, Adapter, load_adapter
 from services.inference.adapters.runner.model import Decoder
 from services.inference.adapters.sampler import pick
 from services.inference.core.engine import Chunk, ChunkResult, EngineFacts, EngineSequence
@@ -35,6 +35,7 @@ class RunnerEngine:
         self._pool = pool
         self._batcher = batcher
         self._steps = steps
+        self._adapters: dict[str, Adapter] = {}
 
     @torch.inference_mode()
     def step(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -42,8 +43,7 @@ class RunnerEngine:
         ordered, hidden = self._hidden(chunks)
         scored = self._score(ordered, hidden)
         results = {id(chunk): ChunkResult(None, scored.get(id(chunk), ())) for chunk in ordered}
-        stops = accumulate(chunk.num_tokens for chunk in ordered)
-        picking = [(chunk, stop - 1) for chunk, stop in zip(ordered, stops, strict=True) if chunk.picks]
+        picking = [(chunk, rows[-1]) for chunk, rows in rows_of(ordered) if chunk.picks]
         if picking:
             rows = sent(torch.tensor([row for _, row in picking]), hidden.device)
             logits = self._decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows])
@@ -53,38 +53,56 @@ class RunnerEngine:
         return [results[id(chunk)] for chunk in chunks]
 
     def release(self, sequence: EngineSequence) -> None:
-        """Nothing is kept of a sequence beside its blocks."""
+        """Nothing is kept of a sequence but what is in its blocks."""
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Bring a LoRA adapter into memory."""
-        raise NotImplementedError
+        if name not in self._adapters:
+            weight = self._pool.layers[0]
+            self._adapters[name] = load_adapter(
+                folder, self._decoder.architecture, weight.dtype, weight.device
+            )
 
     def drop_adapter(self, name: str) -> None:
-        """Take an adapter out of memory."""
-        raise NotImplementedError
+        """Take an adapter out of memory. One that is not there is no error."""
+        self._adapters.pop(name, None)
+
+    def _active(self, batch: Batch) -> list[ActiveAdapter]:
+        """The adapters that this step needs, each with its rows."""
+        users = [chunk.sequence.adapter for chunk in batch.chunks]
+        names = dict.fromkeys(user for user in users if user is not None)
+        if len(names) == 1 and None not in users:
+            return [ActiveAdapter(self._adapters[name], None) for name in names]
+        active = []
+        for name in names:
+            rows = [
+                row for chunk, rows in rows_of(batch.chunks) if chunk.sequence.adapter == name for row in rows
+            ]
+            active.append(
+                ActiveAdapter(self._adapters[name], sent(torch.tensor(rows), batch.token_ids.device))
+            )
+        return active
 
     def _hidden(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], Tensor]:
         """The chunks in the order of the rows, and their rows: (T, hidden_size)."""
         if self._steps is not None and (replayed := self._steps.run(chunks)) is not None:
             return chunks, replayed
         batch = self._batcher.make(chunks)
-        return batch.chunks, self._decoder.hidden(batch, self._pool)
+        return batch.chunks, self._decoder.hidden(batch, self._pool, self._active(batch))
 
     def _score(self, ordered: Sequence[Chunk], hidden: Tensor) -> dict[int, tuple[float, ...]]:
         """Log probabilities of prompt tokens, by the chunk that comes before each."""
         scored: dict[int, tuple[float, ...]] = {}
-        stops = accumulate(chunk.num_tokens for chunk in ordered)
-        for chunk, stop in zip(ordered, stops, strict=True):
+        for chunk, rows in rows_of(ordered):
             if not chunk.sequence.wants_prompt_logprobs:
                 continue
             prompt, start = chunk.sequence.prompt, chunk.start
             following = torch.tensor(prompt[start + 1 : start + chunk.num_tokens + 1], device=hidden.device)
-            first = stop - chunk.num_tokens
             found: list[float] = []
             for begin in range(0, len(following), _SCORED_ROWS):
                 wanted = following[begin : begin + _SCORED_ROWS]  # (rows,)
-                rows = hidden[first + begin : first + begin + len(wanted)]
-                logprobs = self._decoder.logits(rows).float().log_softmax(-1)  # (rows, vocab)
+                known = hidden[rows.start + begin : rows.start + begin + len(wanted)]
+                logprobs = self._decoder.logits(known).float().log_softmax(-1)  # (rows, vocab)
                 found.extend(logprobs.gather(1, wanted[:, None])[:, 0].tolist())
             scored[id(chunk)] = tuple(found)
         return scored

@@ -48,8 +48,3 @@ class KvPool:
     def num_bytes(self) -> int:
         """Of all blocks together."""
         return sum(layer.nbytes for layer in self.layers)
-
-
-def num_blocks_in(kv_bytes: int, architecture: Architecture, dtype: torch.dtype) -> int:
-    """How many blocks fit into so many bytes."""
-    return kv_bytes // (architecture.kv_bytes_per_token * dtype.itemsize * BLOCK_SIZE)

@@ -4,7 +4,7 @@ One definition for Llama, SmolLM2, Mistral, Qwen 2, 2.5 and 3, Gemma 2 and 3, an
 `architecture.py`, what computes is in `ops.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 from services.inference.adapters.runner.architecture import Architecture
 from services.inference.adapters.runner.batch import Batch
 from services.inference.adapters.runner.kv_pool import KvPool
+from services.inference.adapters.runner.lora import ActiveAdapter, Slot
 from services.inference.adapters.runner.ops import Linear, Ops
 from services.inference.adapters.runner.weights import Checkpoint
 
@@ -71,27 +72,19 @@ class Decoder:
         ]
         return self._embedding.nbytes + self._head.num_bytes + sum(matrix.num_bytes for matrix in matrices)
 
-    def hidden(self, batch: Batch, pool: KvPool) -> Tensor:
+    def hidden(self, batch: Batch, pool: KvPool, adapters: Sequence[ActiveAdapter] = ()) -> Tensor:
         """Run all layers; keys and values go into the pool. Returns (T, hidden_size), not normalized yet."""
         architecture, ops = self.architecture, self._ops
         x = functional.embedding(batch.token_ids, self._embedding)  # (T, hidden)
         if architecture.scales_embedding:
             # The factor is rounded to the model's numbers, as it was when the model was trained.
             x = x * torch.tensor(architecture.hidden_size**0.5, dtype=x.dtype)
-        turns = self._turns(batch.positions, x.dtype)
+        step = _Step(batch, pool, self._turns(batch.positions, x.dtype), adapters)
         for index, layer in enumerate(self._layers):
-            kind = architecture.layers[index]
-            attended = self._attention(
-                layer,
-                ops.norm(x, layer.norm, architecture.norm_epsilon),
-                turns[kind.rope],
-                batch,
-                pool.layers[index],
-                kind.window,
-            )
+            attended = self._attention(step, index, ops.norm(x, layer.norm, architecture.norm_epsilon))
             x = x + self._post(attended, layer.post_norm)
-            gated = layer.gate_up(ops.norm(x, layer.mlp_norm, architecture.norm_epsilon))
-            x = x + self._post(layer.down(ops.gate(gated, architecture.activation)), layer.mlp_post_norm)
+            y = self._mlp(step, index, ops.norm(x, layer.mlp_norm, architecture.norm_epsilon))
+            x = x + self._post(y, layer.mlp_post_norm)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -112,37 +105,50 @@ class Decoder:
             )
         return turns
 
-    def _attention(
-        self,
-        layer: LayerWeights,
-        x: Tensor,
-        turns: tuple[Tensor, Tensor],
-        batch: Batch,
-        pool: Tensor,
-        window: int | None,
-    ) -> Tensor:
+    def _attention(self, step: "_Step", index: int, x: Tensor) -> Tensor:
         """x: (T, hidden_size), normalized. Returns (T, hidden_size)."""
-        architecture, ops = self.architecture, self._ops
+        architecture, ops, layer = self.architecture, self._ops, self._layers[index]
         num_heads, num_kv_heads = architecture.num_heads, architecture.num_kv_heads
-        heads = layer.qkv(x).view(len(x), num_heads + 2 * num_kv_heads, architecture.head_size)
-        values = heads[:, num_heads + num_kv_heads :]
+        qkv = step.through(layer.qkv, index, "qkv", x)
+        heads = qkv.view(len(x), num_heads + 2 * num_kv_heads, architecture.head_size)
+        queries, keys, values = heads.split((num_heads, num_kv_heads, num_kv_heads), 1)
+        turns = step.turns[architecture.layers[index].rope]
         if layer.query_norm is not None and layer.key_norm is not None:
-            queries = ops.norm(heads[:, :num_heads], layer.query_norm, architecture.norm_epsilon)
-            keys = ops.norm(
-                heads[:, num_heads : num_heads + num_kv_heads], layer.key_norm, architecture.norm_epsilon
-            )
-            queries, keys = ops.rotate(queries, *turns), ops.rotate(keys, *turns)
-        else:
-            turned = ops.rotate(heads[:, : num_heads + num_kv_heads], *turns)
-            queries, keys = turned[:, :num_heads], turned[:, num_heads:]
-        ops.write(pool, batch, keys, values)
-        plan = batch.plans[window]
-        return layer.output(
-            ops.attend(queries, pool, plan, architecture.attention_scale, architecture.attention_softcap)
-        )
+            queries = ops.rotate(ops.norm(queries, layer.query_norm, architecture.norm_epsilon), *turns)
+            keys = ops.rotate(ops.norm(keys, layer.key_norm, architecture.norm_epsilon), *turns)
+        else:  # Both at once: half the calls.
+            queries, keys = ops.rotate(heads[:, :-num_kv_heads], *turns).split((num_heads, num_kv_heads), 1)
+        pool = step.pool.layers[index]
+        ops.write(pool, step.batch, keys, values)
+        plan = step.batch.plans[architecture.layers[index].window]
+        mixed = ops.attend(queries, pool, plan, architecture.attention_scale, architecture.attention_softcap)
+        return step.through(layer.output, index, "output", mixed)
+
+    def _mlp(self, step: "_Step", index: int, x: Tensor) -> Tensor:
+        """x: (T, hidden_size), normalized. Returns (T, hidden_size)."""
+        layer = self._layers[index]
+        gated = self._ops.gate(step.through(layer.gate_up, index, "gate_up", x), self.architecture.activation)
+        return step.through(layer.down, index, "down", gated)
 
     def _post(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else self._ops.norm(x, weight, self.architecture.norm_epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What all layers of a step share. turns: cosines and sines by rope."""
+
+    batch: Batch
+    pool: KvPool
+    turns: Sequence[tuple[Tensor, Tensor]]
+    adapters: Sequence[ActiveAdapter]
+
+    def through(self, linear: Linear, layer: int, slot: Slot, x: Tensor) -> Tensor:
+        """Through a matrix, and what adapters add to it. x: (T, in). Returns (T, out)."""
+        y = linear(x)
+        for active in self.adapters:
+            active.add(layer, slot, x, y)
+        return y
 
 
 def _layer(architecture: Architecture, checkpoint: Checkpoint, ops: Ops, prefix: str) -> LayerWeights:

@@ -1,8 +1,8 @@
 """The operations that a model is made of, behind one port, and their reference in torch.
 
-A compiled library, or a device with kernels of its own, implements `Ops`; nothing else computes. Shapes: T rows (tokens),
-H query heads over K key/value heads, D components a head. The signatures are as coarse as a fused kernel wants them:
-a whole layer's attention, from fused queries, keys and values to its output, is one call.
+A compiled library, or a device with kernels of its own, implements `Ops`; nothing else computes. Shapes: T rows
+(tokens), H query heads over K key/value heads, D components a head. The signatures are as coarse as a fused kernel
+wants them: the attention of all sequences of a step, short and long, decoding or not, is one call a layer.
 """
 
 from typing import Protocol

@@ -1,7 +1,7 @@
 """Weights out of safetensors files, by name, without reading more than is asked for.
 
-The files are mapped, not read: a tensor's bytes come from disk, or the page cache, when it is packed, and are the file's
-own until then.
+The files are mapped, not read: a tensor's bytes come from disk, or the page cache, when it is packed, and are the
+file's own until then.
 """
 
 import json
@@ -30,17 +30,25 @@ class Checkpoint:
                 opened = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise UnsupportedFormat(f"{path.name} is not a safetensors file: {error}") from error
-            self._files.update(dict.fromkeys(opened.keys(), opened))
+            # It is typed as a function without types.
+            names: list[str] = opened.offset_keys()  # type: ignore[no-untyped-call]
+            self._files.update(dict.fromkeys(names, opened))
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tensors."""
+        return frozenset(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from its file's header. Raises UnsupportedFormat if it is missing."""
+        return tuple(self._opened(name).get_slice(name).get_shape())
+
     def get(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of this shape. Raises UnsupportedFormat if it is missing or has another."""
-        opened = self._files.get(name)
-        if opened is None:
-            raise UnsupportedFormat(f"the weights lack {name}")
-        tensor: Tensor = opened.get_tensor(name)
+        tensor: Tensor = self._opened(name).get_tensor(name)
         if tensor.shape != torch.Size(shape):
             raise UnsupportedFormat(f"{name} is {list(tensor.shape)}; config.json says {list(shape)}")
         return tensor.to(self._device, dtype or self._dtype)
@@ -54,6 +62,12 @@ class Checkpoint:
         return torch.cat(
             [self.get(name, (rows, num_columns)) for name, rows in zip(names, num_rows, strict=True)]
         )
+
+    def _opened(self, name: str) -> Any:
+        opened = self._files.get(name)
+        if opened is None:
+            raise UnsupportedFormat(f"the weights lack {name}")
+        return opened
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,9 +1,11 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.inference.core.engine import Chunk, ChunkResult
 from services.inference.core.events import FinishReason, Update
 from services.inference.core.loop import LoopRequest, StepLoop
 from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
@@ -13,8 +15,8 @@ from tests.contract.fake_engine import ByteVocabulary, FakeEngine
 GREEDY = SamplingParameters(temperature=0.0)
 
 
-def make_loop(engine: FakeEngine, max_sequences: int = 4) -> StepLoop:
-    return StepLoop(engine, ByteVocabulary(), max_sequences=max_sequences)
+def make_loop(engine: FakeEngine, max_sequences: int = 4, max_batch_tokens: int = 512) -> StepLoop:
+    return StepLoop(engine, ByteVocabulary(), max_sequences=max_sequences, max_batch_tokens=max_batch_tokens)
 
 
 def request(
@@ -59,8 +61,8 @@ def test_who_waits_is_let_in_as_soon_as_a_slot_is_free():
     while loop.has_work:
         loop.step()
         assert loop.num_live_sequences <= 2
-    assert engine.batches[0] == ("prefill", 2)
-    assert max(size for _, size in engine.batches) == 2
+    assert [num_tokens for _, num_tokens in engine.batches[0]] == [3, 3]
+    assert max(len(batch) for batch in engine.batches) == 2
 
 
 def test_priority_goes_first_among_those_that_wait():
@@ -150,10 +152,114 @@ def test_a_prompt_beyond_the_context_or_the_vocabulary_is_refused():
     assert not loop.has_work
 
 
+def test_the_memory_for_keys_and_values_bounds_an_answer_and_refuses_a_prompt_beyond_it():
+    loop = make_loop(FakeEngine(block_size=4, num_blocks=3, script=list(b"a" * 50)))
+    with pytest.raises(ContextLengthExceeded) as caught:
+        loop.add(LoopRequest(1, tuple(range(13)), seed=1))
+    assert caught.value.metadata["num_prompt_tokens"] == "13"
+    assert caught.value.metadata["context_length"] == "12"
+    loop.add(LoopRequest(1, tuple(range(12)), seed=1))
+    loop.add(LoopRequest(2, tuple(range(8)), seed=1, stop=StopConditions(max_tokens=40)))
+    updates = drain(loop)
+    # The last token of an answer is picked and never computed.
+    assert [len(said(updates[request_id])) for request_id in (1, 2)] == [1, 5]
+
+
+def test_a_prompt_is_scored_without_an_answer():
+    engine = FakeEngine(context_length=20)
+    loop = make_loop(engine, max_batch_tokens=8)
+    scoring = LoopRequest(1, tuple(range(20)), seed=1, stop=StopConditions(max_tokens=0), scores_prompt=True)
+    loop.add(scoring)
+    updates = drain(loop)[1]
+    assert [len(update.prompt_logprobs) for update in updates] == [0, 19]
+    assert updates[0].started is not None
+    ended = updates[-1].ended
+    assert ended is not None
+    assert (ended.num_completion_tokens, said(updates)) == (0, "")
+    assert ended.choices[0].reason is FinishReason.LENGTH
+    assert engine.num_sequences == 0
+    with pytest.raises(ContextLengthExceeded):
+        loop.add(LoopRequest(1, tuple(range(21)), seed=1, stop=StopConditions(max_tokens=0)))
+
+
+def test_a_prompt_is_scored_once_before_the_answers_of_all_choices():
+    loop = make_loop(FakeEngine(script=list(b"abc")))
+    loop.add(request(1, scores_prompt=True, output=OutputOptions(num_choices=3)))
+    updates = drain(loop)[1]
+    assert [len(update.prompt_logprobs) for update in updates if update.prompt_logprobs] == [2]
+    assert [said(updates, choice) for choice in range(3)] == ["abc"] * 3
+
+
+def test_the_end_tells_where_the_time_went():
+    now = 0.0
+    engine = FakeEngine(script=list(b"abcd"))
+    loop = StepLoop(
+        engine, ByteVocabulary(), max_sequences=1, max_batch_tokens=4, clock=lambda: now
+    )  # A clock that only the test moves.
+    loop.add(LoopRequest(1, tuple(range(6)), seed=1, stop=StopConditions(max_tokens=4)))
+    ended, waits_s = None, iter((0.0, 1.0, 2.0, 8.0, 4.0))
+    now = 10.0
+    while ended is None:
+        for _, update in loop.step().updates:
+            ended = update.ended
+        now += next(waits_s)
+    # Admitted at 10, first token in the second step, at 10; the others at 11, 13 and 21.
+    assert (ended.queue_ms, ended.prefill_ms, ended.decode_ms) == (10_000, 0, 11_000)
+    assert ended.ttft_ms == 10_000
+    assert ended.max_inter_token_ms == 8_000
+    assert ended.inter_token_ms == pytest.approx(11_000 / 3)
+
+
+def test_the_end_tells_what_came_from_the_cache_and_who_gave_way():
+    loop = make_loop(FakeEngine(num_blocks=6, script=list(b"a" * 50)), max_batch_tokens=64)
+    stop = StopConditions(max_tokens=14)
+    for request_id, prompt in ((1, range(8)), (2, range(100, 108))):
+        loop.add(LoopRequest(request_id, tuple(prompt), seed=1, stop=stop))
+    updates = drain(loop)
+    loop.add(LoopRequest(3, tuple(range(100, 109)), seed=1, stop=stop))
+    updates |= drain(loop)
+    ends = [updates[request_id][-1].ended for request_id in (1, 2, 3)]
+    told = [(end.num_completion_tokens, end.num_cached_tokens, end.num_preemptions) for end in ends if end]
+    assert told == [(14, 0, 0), (14, 0, 1), (14, 8, 0)]
+
+
+def test_stats_say_how_the_loop_stands():
+    loop = make_loop(FakeEngine(script=list(b"ab"), num_blocks=16), max_sequences=2)
+    for request_id in range(3):
+        loop.add(request(request_id, max_tokens=2))
+    loop.step()
+    stats = loop.stats()
+    assert (stats.num_live, stats.num_waiting) == (2, 1)
+    assert (stats.num_blocks, stats.num_used_blocks) == (16, 2)
+    assert (stats.num_batch_sequences, stats.num_batch_tokens) == (2, 6)
+    assert (stats.num_steps, stats.num_computed_tokens, stats.num_generated_tokens) == (1, 6, 2)
+    drain(loop)
+    assert loop.stats().num_used_blocks == 0
+
+
+class BrokenEngine(FakeEngine):
+    def step(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        raise RuntimeError("the card fell off")
+
+
+def test_an_engine_that_raises_ends_the_step_with_its_error():
+    loop = make_loop(BrokenEngine())
+    loop.add(request(1))
+    with pytest.raises(RuntimeError, match="fell off"):
+        loop.step()
+
+
 @given(
-    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 3), st.integers(0, 20)), min_size=1, max_size=12)
+    asked=st.lists(
+        st.tuples(st.integers(1, 12), st.integers(1, 3), st.integers(0, 20)), min_size=1, max_size=12
+    ),
+    num_blocks=st.integers(4, 12),
+    max_batch_tokens=st.integers(1, 20),
+    shares_blocks=st.booleans(),
 )
-def test_what_a_request_is_told_does_not_depend_on_the_others(asked: list[tuple[int, int, int]]):
+def test_what_a_request_is_told_depends_neither_on_the_others_nor_on_memory_nor_on_the_budget(
+    asked: list[tuple[int, int, int]], num_blocks: int, max_batch_tokens: int, shares_blocks: bool
+):
     """asked: (max_tokens, num_choices, step at which it comes)."""
     alone = {}
     for request_id, (max_tokens, num_choices, _) in enumerate(asked):
@@ -162,9 +268,9 @@ def test_what_a_request_is_told_does_not_depend_on_the_others(asked: list[tuple[
         alone[request_id] = [
             said(drain_one, choice) for drain_one in drain(loop).values() for choice in range(3)
         ]
-    engine = FakeEngine()
+    engine = FakeEngine(num_blocks=num_blocks, shares_blocks=shares_blocks)
     told: dict[int, list[Update]] = {}
-    loop, step = make_loop(engine, max_sequences=3), 0
+    loop, step = make_loop(engine, max_sequences=3, max_batch_tokens=max_batch_tokens), 0
     while loop.has_work or step <= 20:
         for request_id, (max_tokens, num_choices, at) in enumerate(asked):
             if at == step:
@@ -174,3 +280,4 @@ def test_what_a_request_is_told_does_not_depend_on_the_others(asked: list[tuple[
         step += 1
     assert {key: [said(value, choice) for choice in range(3)] for key, value in told.items()} == alone
     assert engine.num_sequences == 0
+    assert loop.stats().num_used_blocks == 0

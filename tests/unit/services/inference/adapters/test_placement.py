@@ -1,18 +1,11 @@
 """Devices are chosen as the operator asks and memory allows, and a card passed over is named with numbers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from services.inference.adapters.runner.cuda_ops import CudaOps
-from services.inference.adapters.runner.ops import TorchOps
-from services.inference.adapters.runner.placement import (
-    Card,
-    Machine,
-    Placement,
-    ops_on,
-    place,
-    probe_machine,
-)
+from services.inference.adapters.placement import Card, Machine, Placement, choose, place, probe_machine
 
 GIB = 1024**3
 BARE = Machine((), torch.bfloat16)
@@ -37,19 +30,19 @@ TWO = Machine((Card(0, 4 * GIB, (8, 0)), Card(1, 20 * GIB, (9, 0))), torch.float
 def test_a_model_that_fits_goes_where_it_is_told(
     device: str, machine: Machine, chosen: str, dtype: torch.dtype
 ):
-    assert place(device, 3 * GIB, machine) == Placement(torch.device(chosen), dtype)
+    assert choose(device, 3 * GIB, machine) == Placement(chosen, dtype)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_card_that_is_too_small_is_passed_over_with_the_numbers(device: str):
-    placement = place(device, 15 * GIB, CARD)
-    assert placement.device == torch.device("cpu")
+    placement = choose(device, 15 * GIB, CARD)
+    assert placement.device == "cpu"
     assert placement.note == "needs 15.0 GiB, and cuda:0 has 8.0 GiB free: on the CPU"
 
 
 def test_a_card_told_by_its_number_is_taken_though_it_may_not_do():
-    placement = place("cuda:0", 5 * GIB, TWO)
-    assert placement.device == torch.device("cuda:0")
+    placement = choose("cuda:0", 5 * GIB, TWO)
+    assert placement.device == "cuda:0"
     assert placement.note == "needs 5.0 GiB, and cuda:0 has 4.0 GiB free: may fail"
 
 
@@ -62,17 +55,14 @@ def test_a_card_told_by_its_number_is_taken_though_it_may_not_do():
     ],
 )
 def test_a_device_that_is_not_there_is_said(device: str, note: str):
-    assert place(device, 1, BARE) == Placement(torch.device("cpu"), torch.bfloat16, note)
+    assert choose(device, 1, BARE) == Placement("cpu", torch.bfloat16, note)
 
 
 def test_a_cpu_needs_no_memory_of_a_card():
-    assert place("cpu", 10**15, CARD).note == ""
+    assert choose("cpu", 10**15, CARD).note == ""
 
 
-def test_the_machine_of_the_tests_has_a_place():
-    assert place("cpu", 0, probe_machine()).dtype in (torch.bfloat16, torch.float32)
-
-
-@pytest.mark.parametrize(("device", "ops"), [("cpu", TorchOps), ("mps", TorchOps), ("cuda:0", CudaOps)])
-def test_each_device_has_its_operations(device: str, ops: type):
-    assert type(ops_on(torch.device(device))) is ops
+def test_a_folder_needs_what_its_weights_take_and_room_to_compute(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    machine = probe_machine(with_cards=False)
+    assert place(tmp_path, "cpu") == Placement("cpu", machine.cpu_dtype)

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from services.inference.core.engine import EngineSequence
 from services.inference.core.sampling import Sampling
 from services.kit.errors import UnsupportedFormat
-from tests.contract.test_engine import run, sequence
+from tests.contract.engine_driver import Driver, run, sequence
 from tests.contract.tiny_llama import EOS, tiny_engine, tiny_llama
 
 # peft still asks transformers by the old name.
@@ -29,20 +29,18 @@ def test_greedy_text_equals_generate_in_mixed_batches():
             do_sample=False,
         )
         expected.append(generated[0, len(prompt) :].tolist())
-    engine, outputs = tiny_engine(model), {}
+    driver, outputs = Driver(tiny_engine(model), max_batch_tokens=64), {}
     waiting = [sequence(index, prompt) for index, prompt in enumerate(prompts)]
     live: list[EngineSequence] = []
     while waiting or live:
-        for each, picked in zip(live, engine.decode(live) if live else [], strict=True):
-            each.output.append(picked.token_id)
         new = [waiting.pop() for _ in range(min(len(waiting), rng.randrange(4), 8 - len(live)))]
-        for each, picked in zip(new, engine.prefill(new) if new else [], strict=True):
-            each.output.append(picked.token_id)
+        driver.add(*new)
         live += new
-        for each in [each for each in live if len(each.output) == 24 or each.output[-1] == EOS]:
+        driver.step()
+        for each in [each for each in live if len(each.output) == 24 or each.output[-1:] == [EOS]]:
             outputs[each.sequence_id] = each.output
             live.remove(each)
-            engine.release(each)
+            driver.end(each)
     assert [outputs[index] for index in range(len(prompts))] == expected
 
 
@@ -50,7 +48,11 @@ def test_log_probabilities_are_those_of_the_model():
     model = tiny_llama()
     asking = sequence(1, (1, 2, 3))
     asking.num_logprobs = 5
-    (picked,) = tiny_engine(model).prefill([asking])
+    driver = Driver(tiny_engine(model))
+    driver.add(asking)
+    ((_, result),) = driver.step()
+    picked = result.picked
+    assert picked is not None
     with torch.inference_mode():
         expected = model(torch.tensor([[1, 2, 3]])).logits[0, -1].log_softmax(-1).topk(5)
     assert [token for token, _ in picked.top] == expected.indices.tolist()
@@ -84,8 +86,6 @@ def test_base_and_adapters_answer_in_one_batch_and_the_base_is_unchanged(adapter
     assert base == base_again == run(tiny_engine(), [sequence(1, (7, 8, 9))], 16)[0]
     assert one == one_again
     assert len({tuple(base), tuple(one), tuple(two)}) == 3
-    for each in mixed:
-        engine.release(each)
     engine.drop_adapter("m:one")
     engine.drop_adapter("m:two")
     assert run(engine, [sequence(i + 50, (7, 8, 9), hot[i]) for i in range(4)], 16) == before

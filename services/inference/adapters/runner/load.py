@@ -49,6 +49,9 @@ def load_runner(
         return None
     dtype, device = placement.dtype, torch.device(placement.device)
     is_cuda = device.type == "cuda"
+    if is_cuda:
+        # cuDNN, which torch asks first on some cards, plans anew for each shape, and no two chunks are of one.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     ops: Ops = CudaOps() if is_cuda else TorchOps()
     decoder = Decoder(architecture, Checkpoint(folder, dtype, device), ops, on_progress)
     num_blocks = num_kv_blocks(

@@ -22,6 +22,7 @@ from services.inference.core.engine import Chunk, EngineSequence
 from services.inference.core.sampling import Sampling
 
 NUM_BLOCKS = 64
+CPU = torch.device("cpu")
 
 COMMON: Mapping[str, Any] = {
     "vocab_size": 199,
@@ -118,10 +119,15 @@ def tiny_model(kind: str, changed: Mapping[str, Any]) -> PreTrainedModel:
 class Runner:
     """A decoder over its own pool, driven by hand; collects the logits of every token."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, ops: Ops | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        ops: Ops | None = None,
+        device: torch.device = CPU,
+    ) -> None:
         architecture = Architecture.parse(json.loads((folder / "config.json").read_text()))
         assert architecture is not None
-        device = torch.device("cpu")
         checkpoint = Checkpoint(folder, dtype, device)
         self.decoder = Decoder(architecture, checkpoint, ops or TorchOps(), lambda share: None)
         self.pool = KvPool.allocate(architecture, NUM_BLOCKS, dtype, device)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import chat, console, models, serving, speech, system, training
+from cli import chat, console, models, scoring, serving, speech, system, training
 
 GLOBAL_OPTIONS = ("--home", "--http", "--grpc", "--log-level")
 
@@ -57,6 +57,7 @@ def options(
 serving.register(app)
 models.register(app)
 chat.register(app)
+scoring.register(app)
 speech.register(app)
 training.register(app)
 system.register(app)

@@ -167,6 +167,9 @@ class GenerationRequest(RequestModel):
     seed: Annotated[int, Field(ge=INT64_MIN, le=UINT64_MAX)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stop: Stop | None = None
+    ignore_eos: Annotated[
+        bool, Field(description="Lares extension: go on past the end of the text. For benchmarks.")
+    ] = False
     keep_alive: Annotated[KeepAlive | None, AfterValidator(check_keep_alive)] = None
     user: str | None = None
 
@@ -188,7 +191,7 @@ class GenerationRequest(RequestModel):
     def stop_conditions(self, max_tokens: int | None) -> pb.StopConditions:
         """When generation stops."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        return pb.StopConditions(max_tokens=max_tokens, stop=stop or ())
+        return pb.StopConditions(max_tokens=max_tokens, stop=stop or (), ignore_eos=self.ignore_eos)
 
 
 class StreamOptions(RequestModel):
@@ -235,7 +238,7 @@ def usage_from_proto(usages: list[pb.Usage]) -> Usage:
     )
 
 
-def system_fingerprint(started: pb.GenerateStarted) -> str:
+def system_fingerprint(started: pb.GenerateStarted | pb.ScoreResponse) -> str:
     """Changes when the weights that answer change."""
     return f"fp_{hashlib.sha256(f'{started.version} {started.adapter}'.encode()).hexdigest()[:12]}"
 

@@ -1,5 +1,8 @@
 """Plain completions, as OpenAI's older API has them."""
 
+import secrets
+import time
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
@@ -26,9 +29,16 @@ class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
     prompt: Prompts
-    max_tokens: Annotated[int, Field(ge=1, le=common.UINT32_MAX)] | None = None
-    echo: bool | None = None
+    echo: (
+        Annotated[bool, Field(description="The prompt first; with logprobs, those of its tokens too.")] | None
+    ) = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_tokens: (
+        Annotated[
+            int, Field(ge=0, le=common.UINT32_MAX, description="0 only scores the prompt: it needs echo.")
+        ]
+        | None
+    ) = None
     best_of: Annotated[int, Field(ge=1, le=16)] | None = None
     stream_options: StreamOptions | None = None
     suffix: Annotated[Any, Only("")] = None
@@ -39,6 +49,20 @@ class CompletionRequest(GenerationRequest):
         if value is not None and value != (info.data.get("n") or 1):
             raise ValueError("must equal n: Lares returns every answer that it makes")
         return value
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _says_something(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value == 0 and not info.data.get("echo"):
+            raise ValueError("must be at least 1, unless echo is true")
+        if value == 0 and info.data.get("stream"):
+            raise ValueError("must be at least 1 in a stream")
+        return value
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether the prompts are all that the answer tells of."""
+        return self.max_tokens == 0
 
     @property
     def num_choices(self) -> int:
@@ -81,12 +105,30 @@ def _request_to_proto(request: CompletionRequest, prompt: str | list[int]) -> pb
     return message
 
 
+def score_requests_to_proto(request: CompletionRequest) -> list[pb.ScoreRequest]:
+    """One for each prompt."""
+    return [_score_request_to_proto(request, prompt) for prompt in request.prompts()]
+
+
+def _score_request_to_proto(request: CompletionRequest, prompt: str | list[int]) -> pb.ScoreRequest:
+    message = pb.ScoreRequest(
+        model=request.model,
+        top_logprobs=request.logprobs or 0,
+        keep_alive=common.keep_alive_to_proto(request.keep_alive),
+    )
+    if isinstance(prompt, str):
+        message.text = prompt
+    else:
+        message.tokens.token_ids.extend(prompt)
+    return message
+
+
 class CompletionLogprobs(ResponseModel):
-    """Log probabilities of a choice's tokens, in four lists of one length."""
+    """Log probabilities of a choice's tokens, in four lists of one length. The first token of a prompt has none."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -111,17 +153,55 @@ class Completion(ResponseModel):
     usage: common.Usage | None = None
 
 
-def logprobs_to_openai(logprobs: list[pb.TokenLogprob], *, offset: int) -> CompletionLogprobs:
-    """offset: where the first of these tokens begins in the answer, in characters."""
-    lengths = [len(logprob.text) for logprob in logprobs]
+def logprobs_to_openai(
+    logprobs: Sequence[pb.TokenLogprob | pb.ScoredToken], *, offset: int
+) -> CompletionLogprobs:
+    """offset: where the first of these tokens begins in the answer, in characters; none begins before it."""
+    offsets = accumulate((len(logprob.text) for logprob in logprobs), initial=offset)
     return CompletionLogprobs(
         tokens=[logprob.text for logprob in logprobs],
-        token_logprobs=[common.finite_logprob(logprob.logprob) for logprob in logprobs],
+        token_logprobs=[
+            common.finite_logprob(logprob.logprob) if _has_logprob(logprob) else None for logprob in logprobs
+        ],
         top_logprobs=[
             {top.text: common.finite_logprob(top.logprob) for top in reversed(logprob.top)}
+            if _has_logprob(logprob)
+            else None
             for logprob in logprobs
         ],
-        text_offset=list(accumulate(lengths, initial=offset))[:-1],
+        text_offset=[max(0, offset) for offset in offsets][:-1],
+    )
+
+
+def _has_logprob(logprob: pb.TokenLogprob | pb.ScoredToken) -> bool:
+    return isinstance(logprob, pb.TokenLogprob) or logprob.HasField("logprob")
+
+
+def prompt_offset(tokens: Sequence[pb.ScoredToken], text: str) -> int:
+    """Where a prompt's first token begins: before the text, where special tokens that it does not have come first."""
+    joined = "".join(token.text for token in tokens)
+    return len(text) - len(joined) if joined.endswith(text) else 0
+
+
+def completion_from_scores(request: CompletionRequest, scores: Sequence[pb.ScoreResponse]) -> Completion:
+    """The answer to a request that only scores: its prompts, as they are."""
+    choices = []
+    for prompt, score in zip(request.prompts(), scores, strict=True):
+        raw = b"".join(token.raw for token in score.tokens)
+        text = prompt if isinstance(prompt, str) else raw.decode("utf-8", errors="replace")
+        offset = prompt_offset(score.tokens, text)
+        logprobs = None if request.logprobs is None else logprobs_to_openai(score.tokens, offset=offset)
+        choices += [(text, logprobs)] * request.num_choices
+    return Completion(
+        id=f"cmpl-score-{secrets.token_hex(12)}",
+        created=int(time.time()),
+        model=request.model,
+        system_fingerprint=common.system_fingerprint(scores[0]),
+        choices=[
+            CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason="length")
+            for index, (text, logprobs) in enumerate(choices)
+        ],
+        usage=common.usage_from_proto([score.usage for score in scores]),
     )
 
 
@@ -134,6 +214,7 @@ class CompletionCollector:
         self._started = started[0]
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
         self._logprobs: list[list[pb.TokenLogprob]] = [[] for _ in range(num_choices)]
+        self._prompts: list[Sequence[pb.ScoredToken]] = [()] * len(started)
         self._finish: list[Any] = ["stop"] * num_choices
         self._usages: list[pb.Usage] = []
 
@@ -142,6 +223,8 @@ class CompletionCollector:
         first = prompt * self._request.num_choices
         match event.WhichOneof("event"):
             case "delta":
+                if event.delta.prompt:
+                    self._prompts[prompt] = event.delta.prompt
                 self._texts[first + event.delta.choice].append(event.delta.text)
                 self._logprobs[first + event.delta.choice].extend(event.delta.logprobs)
             case "usage":
@@ -161,17 +244,20 @@ class CompletionCollector:
                 CompletionChoice(
                     index=index,
                     text="".join(text),
-                    logprobs=None
-                    if self._request.logprobs is None
-                    else logprobs_to_openai(logprobs, offset=0),
+                    logprobs=None if self._request.logprobs is None else self._told(index),
                     finish_reason=finish,
                 )
-                for index, (text, logprobs, finish) in enumerate(
-                    zip(self._texts, self._logprobs, self._finish, strict=True)
-                )
+                for index, (text, finish) in enumerate(zip(self._texts, self._finish, strict=True))
             ],
             usage=common.usage_from_proto(self._usages),
         )
+
+    def _told(self, choice: int) -> CompletionLogprobs:
+        """Of the prompt, where it is echoed, and of what follows."""
+        prompt = self._prompts[choice // self._request.num_choices]
+        # The text of an echoed prompt comes by itself, before any other.
+        offset = prompt_offset(prompt, self._texts[choice][0]) if prompt else 0
+        return logprobs_to_openai([*prompt, *self._logprobs[choice]], offset=offset)
 
 
 class CompletionFrames:
@@ -193,6 +279,7 @@ class CompletionFrames:
         self._text_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._text_heads = [self._head + b'{"index":%d,"text":' % choice for choice in range(num_choices)]
         self._offsets = [0] * num_choices
+        self._echoes: dict[int, str] = {}
         self._usages: list[pb.Usage] = []
         self._num_running = len(started)
 
@@ -211,11 +298,24 @@ class CompletionFrames:
                 return b""
 
     def _delta(self, choice: int, delta: pb.TextDelta) -> bytes:
+        if delta.prompt:
+            return self._prompt(choice, delta.prompt)
+        if self._request.echo and choice not in self._echoes:
+            # The text of an echoed prompt comes by itself, before any other.
+            self._echoes[choice] = delta.text
+            self._offsets[choice] += len(delta.text)
         if not delta.logprobs:
             return self._text_heads[choice] + encode_json(delta.text) + self._text_tail
         logprobs = logprobs_to_openai(list(delta.logprobs), offset=self._offsets[choice])
         self._offsets[choice] += sum(len(logprob.text) for logprob in delta.logprobs)
         return self._chunk(choice, delta.text, logprobs.model_dump(), None)
+
+    def _prompt(self, first: int, tokens: Sequence[pb.ScoredToken]) -> bytes:
+        """The prompt's tokens, to each of its choices; its text they have."""
+        offset = prompt_offset(tokens, self._echoes.get(first, ""))
+        logprobs = logprobs_to_openai(tokens, offset=offset).model_dump()
+        choices = range(first, first + self._request.num_choices)
+        return b"".join(self._chunk(choice, "", logprobs, None) for choice in choices)
 
     def _finish(self, first: int, finished: pb.GenerateFinished) -> bytes:
         frames = [

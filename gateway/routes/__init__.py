@@ -1,12 +1,24 @@
-"""The endpoints, a file for each of OpenAI's resources."""
+"""The endpoints, a file for each of OpenAI's resources and each of ours."""
 
-from gateway.routes import audio, chat, completions, embeddings, files, fine_tuning, health, meta, models
+from gateway.routes import (
+    audio,
+    chat,
+    completions,
+    embeddings,
+    files,
+    fine_tuning,
+    health,
+    meta,
+    models,
+    rerank,
+)
 
 ENDPOINTS = (
     *models.ENDPOINTS,
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
     *embeddings.ENDPOINTS,
+    *rerank.ENDPOINTS,
     *audio.ENDPOINTS,
     *files.ENDPOINTS,
     *fine_tuning.ENDPOINTS,

@@ -14,10 +14,12 @@ from gateway.openai.completions import (
     CompletionCollector,
     CompletionFrames,
     CompletionRequest,
+    completion_from_scores,
     requests_to_proto,
+    score_requests_to_proto,
 )
 from gateway.sse import ServerSentEvents
-from gateway.upstream import EventStream, merged
+from gateway.upstream import EventStream, merged, unary
 from lares.inference.v1 import inference_pb2 as pb
 
 Streams = list[EventStream[pb.GenerateResponse]]
@@ -26,11 +28,25 @@ Streams = list[EventStream[pb.GenerateResponse]]
 async def create_completion(gateway: Gateway, request: Request) -> Response:
     """Continue each prompt, all of them at once."""
     wanted = await read_json(request, CompletionRequest)
+    if wanted.only_scores:
+        return json_response(await until_disconnect(request.receive, _score(gateway, wanted)))
     messages = requests_to_proto(wanted)
     if wanted.stream:
         streams = await until_disconnect(request.receive, _start(gateway, messages))
         return ServerSentEvents(_frames(wanted, streams))
     return json_response(await until_disconnect(request.receive, _complete(gateway, wanted, messages)))
+
+
+async def _score(gateway: Gateway, wanted: CompletionRequest) -> Completion:
+    timeout_s = gateway.settings.generation_timeout_s
+    messages = score_requests_to_proto(wanted)
+    calls = [gateway.upstream.inference.Score(message, timeout=timeout_s) for message in messages]
+    try:
+        return completion_from_scores(wanted, await asyncio.gather(*(unary(call) for call in calls)))
+    except BaseException:
+        for call in calls:
+            call.cancel()
+        raise
 
 
 async def _start(gateway: Gateway, messages: list[pb.GenerateRequest]) -> Streams:

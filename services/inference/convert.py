@@ -1,7 +1,7 @@
 """Messages <-> domain. What this engine cannot do is refused here, by the name of the field."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final, Protocol
 
@@ -10,16 +10,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lares.inference.v1 import inference_pb2 as pb
 from services.inference.adapters.hardware import Hardware
-from services.inference.core.events import Delta, FinishReason, TokenChance, TokenLogprob
+from services.inference.core.events import Delta, FinishReason, ScoredToken, TokenChance, TokenLogprob
 from services.inference.core.inference import (
-    EmbedRequest,
     GenerationEnded,
     GenerationEvent,
     GenerationRequest,
     GenerationStarted,
+    PromptScored,
 )
 from services.inference.core.models import LoadedModel, LoadState
-from services.inference.core.ports import Embeddings, EmbedItem
 from services.inference.core.prompts import (
     MAX_TEMPLATE_ARGUMENTS_BYTES,
     ChatMessage,
@@ -90,11 +89,11 @@ def generation_request_from_proto(request: pb.GenerateRequest) -> GenerationRequ
     )
 
 
-def prompt_from_proto(request: pb.GenerateRequest) -> Prompt:
-    """Whichever of the three is set."""
+def prompt_from_proto(request: pb.GenerateRequest | pb.ScoreRequest) -> Prompt:
+    """Whichever is set."""
+    if isinstance(request, pb.GenerateRequest) and request.HasField("chat"):
+        return Prompt(chat=_chat_from_proto(request.chat))
     match request.WhichOneof("prompt"):
-        case "chat":
-            return Prompt(chat=_chat_from_proto(request.chat))
         case "text":
             return Prompt(text=request.text)
         case "tokens":
@@ -241,6 +240,9 @@ def generation_event_to_proto(event: GenerationEvent) -> Iterator[pb.GenerateRes
                 seed=event.seed,
             )
             yield pb.GenerateResponse(started=started)
+        case PromptScored():
+            scored = [scored_token_to_proto(token) for token in event.tokens]
+            yield pb.GenerateResponse(delta=pb.TextDelta(prompt=scored))
         case GenerationEnded():
             ended = event.ended
             usage = pb.Usage(
@@ -282,37 +284,30 @@ def _logprob_to_proto(logprob: TokenLogprob) -> pb.TokenLogprob:
         text=_text(picked),
         raw=picked.raw,
         logprob=picked.logprob,
-        top=[
-            pb.TopLogprob(
-                token_id=chance.token_id, text=_text(chance), raw=chance.raw, logprob=chance.logprob
-            )
-            for chance in logprob.top
-        ],
+        top=_top_to_proto(logprob.top),
     )
 
 
-def _text(chance: TokenChance) -> str:
+def scored_token_to_proto(token: ScoredToken) -> pb.ScoredToken:
+    """A token of a prompt."""
+    return pb.ScoredToken(
+        token_id=token.token_id,
+        text=_text(token),
+        raw=token.raw,
+        logprob=token.logprob,
+        top=_top_to_proto(token.top),
+    )
+
+
+def _top_to_proto(top: Iterable[TokenChance]) -> list[pb.TopLogprob]:
+    return [
+        pb.TopLogprob(token_id=chance.token_id, text=_text(chance), raw=chance.raw, logprob=chance.logprob)
+        for chance in top
+    ]
+
+
+def _text(chance: TokenChance | ScoredToken) -> str:
     return chance.raw.decode("utf-8", errors="replace")
-
-
-def embed_request_from_proto(request: pb.EmbedRequest) -> EmbedRequest:
-    """Raises InvalidArgument."""
-    return EmbedRequest(
-        model=required_model(request.model),
-        inputs=[EmbedItem(item.text, tuple(item.tokens.token_ids)) for item in request.inputs],
-        dimensions=request.dimensions if request.HasField("dimensions") else None,
-        truncate=request.truncate,
-        keep_alive_s=keep_alive_from_proto(request),
-    )
-
-
-def embeddings_to_proto(embeddings: Embeddings, version: str) -> pb.EmbedResponse:
-    """In order."""
-    return pb.EmbedResponse(
-        embeddings=[pb.Embedding(values=vector) for vector in embeddings.vectors],
-        usage=pb.Usage(prompt_tokens=embeddings.num_tokens),
-        version=version,
-    )
 
 
 def keep_alive_from_proto(request: _HasKeepAlive) -> float | None:

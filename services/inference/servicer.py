@@ -9,7 +9,7 @@ import grpc
 
 from lares.inference.v1 import inference_pb2 as pb
 from lares.inference.v1 import inference_pb2_grpc as rpc
-from services.inference import convert
+from services.inference import convert, convert_texts
 from services.inference.adapters.hardware import probe_hardware
 from services.inference.core.inference import Inference
 from services.inference.core.pool import ModelPool
@@ -42,8 +42,19 @@ class InferenceServicer(rpc.InferenceServiceServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Vectors of texts."""
-        embeddings, version = await self._inference.embed(convert.embed_request_from_proto(request))
-        return convert.embeddings_to_proto(embeddings, version)
+        embeddings, version = await self._inference.embed(convert_texts.embed_request_from_proto(request))
+        return convert_texts.embeddings_to_proto(embeddings, version)
+
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
+        """Documents, best first."""
+        reranking = await self._inference.rerank(convert_texts.rerank_request_from_proto(request))
+        return convert_texts.reranking_to_proto(reranking)
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        """How likely a text is."""
+        return convert_texts.score_to_proto(
+            await self._inference.score(convert_texts.score_request_from_proto(request))
+        )
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Begin to load; the answer does not wait for the end."""

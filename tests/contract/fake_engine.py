@@ -118,7 +118,11 @@ class FakeEngine:
             if sequence.wants_prompt_logprobs and position + 1 < len(sequence.prompt):
                 prompt_logprobs.append(-1.0 - _mix(checksum, sequence.prompt[position + 1]) % 1000)
         picked = self._pick(sequence) if chunk.picks else None
-        return ChunkResult(picked, tuple(prompt_logprobs))
+        tops = [
+            tuple((token, -0.5 - token) for token in range(sequence.num_logprobs or 0))
+            for _ in prompt_logprobs
+        ]
+        return ChunkResult(picked, tuple(prompt_logprobs), tuple(tops) if sequence.num_logprobs else ())
 
     def _place(self, sequence: EngineSequence, position: int) -> int:
         block_size = self.facts.block_size

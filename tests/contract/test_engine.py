@@ -180,6 +180,27 @@ def test_a_prompt_is_scored_token_by_token_however_it_is_cut(make_engine: MakeEn
     assert driver.prompt_logprobs[len(prompt) + 1][:-1] == pytest.approx(told, abs=1e-4)
 
 
+@pytest.mark.parametrize("max_batch_tokens", [4, 4096])
+def test_likely_tokens_are_told_at_each_place_of_a_scored_prompt(
+    make_engine: MakeEngine, max_batch_tokens: int
+):
+    each = sequence(1, tuple(range(60, 70)))
+    each.wants_prompt_logprobs, each.num_logprobs = True, 3
+    driver = Driver(make_engine(), max_batch_tokens=max_batch_tokens)
+    driver.add(each)
+    told: list[float] = []
+    tops: list[tuple[tuple[int, float], ...]] = []
+    while not each.output:
+        for _, result in driver.step():
+            told.extend(result.prompt_logprobs)
+            tops.extend(result.prompt_tops)
+    assert [len(top) for top in tops] == [3] * 9
+    for logprob, top in zip(told, tops, strict=True):
+        likely = [chance for _, chance in top]
+        assert likely == sorted(likely, reverse=True)
+        assert logprob <= likely[0]
+
+
 def test_releasing_twice_is_no_error(engine: Engine):
     driver, each = Driver(engine), sequence(1)
     driver.add(each)

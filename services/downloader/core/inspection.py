@@ -37,6 +37,7 @@ _GGUF_FILE_TYPES: Final = {
 # Families on whose linear layers peft knows where to put LoRA.
 _ADAPTABLE: Final = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3")
 _GENERATORS: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_RERANKERS: Final = "ForSequenceClassification"
 _ENCODERS: Final = ("BertModel", "XLMRobertaModel", "RobertaModel", "MPNetModel", "DistilBertModel")
 # Whisper's end of text in its multilingual vocabulary; the English one has 50256.
 _MULTILINGUAL_END: Final = 50257
@@ -101,6 +102,10 @@ def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
         context_length=_context(config.get("max_position_embeddings")),
         quantization=headers[0].dtype.lower(),
     )
+    if architecture.endswith(_RERANKERS):
+        if (num_labels := _num_labels(config)) != 1:
+            raise UnsupportedFormat(f"the model tells {num_labels} labels apart; a reranker has one")
+        return replace(facts, kind=ModelKind.RERANKING, capabilities=(Capability.RERANKING,))
     if "modules.json" in files or architecture.endswith(_ENCODERS):
         own_length = _context(_json(files, "sentence_bert_config.json").get("max_seq_length"))
         return replace(
@@ -116,8 +121,15 @@ def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
         capabilities = _of_generator(architecture, has_template=has_template)
         return replace(facts, kind=ModelKind.TEXT_GENERATION, capabilities=capabilities)
     raise UnsupportedFormat(
-        f"config.json names the architecture {architecture!a}; Lares runs text generators and sentence embedders"
+        f"config.json names the architecture {architecture!a}; Lares runs text generators, sentence embedders and"
+        " rerankers"
     )
+
+
+def _num_labels(config: Mapping[str, Any]) -> int:
+    """Of a classifier, as transformers counts them; two where its config does not say."""
+    labels, number = config.get("id2label"), config.get("num_labels")
+    return len(labels) if isinstance(labels, dict) else number if type(number) is int else 2
 
 
 def _of_generator(architecture: str, *, has_template: bool) -> tuple[Capability, ...]:

@@ -2,13 +2,17 @@
 
 import os
 from pathlib import Path
+from typing import Final
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from services.inference.adapters.model_folder import check_folder
 from services.inference.adapters.placement import Placement
 from services.kit.errors import UnsupportedFormat
+
+# For architectures without positions, such as state-space models, which have no bound of their own.
+_UNBOUNDED_CONTEXT_LENGTH: Final = 8192
 
 
 def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
@@ -28,6 +32,15 @@ def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
     model.to(placement.device)  # type: ignore[arg-type]
     model.train(False)
     return model
+
+
+def context_length_of(config: PreTrainedConfig) -> int:
+    """Tokens that the model was made for."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "seq_length", "max_sequence_length"):
+        if isinstance(length := getattr(text, name, None), int):
+            return length
+    return _UNBOUNDED_CONTEXT_LENGTH
 
 
 def quiet_libraries() -> None:

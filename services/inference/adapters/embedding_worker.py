@@ -1,172 +1,109 @@
-"""The worker of an embedding model: `main` runs in a child process of its own."""
+"""The worker of an embedding model or a reranker: `main` runs in a child process of its own."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
 
-from services.inference.adapters import checkpoint
-from services.inference.adapters.messages import (
-    Embed,
-    Embedded,
-    EmbedderInit,
-    EmbedInput,
-    Loaded,
-    LoadProgress,
-)
-from services.inference.adapters.model_folder import check_folder, read_json
-from services.inference.adapters.placement import place, use_all_cores
-from services.inference.adapters.tokenizer import load_tokenizer
-from services.kit.errors import InvalidArgument, LaresError, UnsupportedFormat
-from services.kit.worker_port import WorkerPort
+from services.inference.adapters.checkpoint import quiet_libraries
+from services.inference.adapters.encoders import Encoder
+from services.inference.adapters.messages import Embed, Embedded, EmbedderInit, LoadProgress, Rerank, Reranked
+from services.inference.adapters.placement import use_all_cores
+from services.inference.adapters.row_tokenizer import Row
+from services.inference.core.embed_batches import EmbedBatches
+from services.kit.errors import LaresError
+from services.kit.worker_port import Incoming, WorkerPort
 
-_MAX_BATCH_TOKENS = 16_384
+# A processor is busy with far fewer tokens than a card; a smaller batch is sooner done, and the next one's turn.
+_BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 32_768}
 
 
-def main(init: EmbedderInit, port: WorkerPort[Embed, Embedded]) -> None:
+def main(init: EmbedderInit, port: WorkerPort[Embed | Rerank, Embedded | Reranked]) -> None:
     """Load, say so, and answer until told to stop."""
-    checkpoint.quiet_libraries()
+    quiet_libraries()
     use_all_cores()
     port.progress(LoadProgress(0.5))
-    embedder = Embedder(Path(init.folder), init.device)
-    port.ready(embedder.loaded)
-    while not port.closed:
-        for incoming in port.receive():
-            if incoming.message is None:
-                continue
-            try:
-                port.post(
-                    events=[(incoming.call_id, embedder.embed(incoming.message))], finished=[incoming.call_id]
-                )
-            except LaresError as error:
-                port.fail(incoming.call_id, error)
+    encoder = _load(init)
+    port.ready(encoder.loaded)
+    EmbeddingWorker(encoder, port).run()
 
 
-class Embedder:
-    """A sentence-transformers folder: a transformer, a pooling, a normalization."""
+def _load(init: EmbedderInit) -> Encoder:
+    # One of the two is needed, and each imports its part of transformers.
+    if init.reranks:
+        from services.inference.adapters.cross_encoder import CrossEncoder
 
-    def __init__(self, folder: Path, device: str) -> None:
-        check_folder(folder)
-        placement = place(folder, device)
-        # Vectors are compared across machines: they are computed in float32 wherever they are.
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-        except (ValueError, OSError, KeyError) as error:
-            raise UnsupportedFormat(f"the model cannot be loaded: {error}") from error
-        self._model = model.to(placement.device).eval()
-        self._tokenizer = load_tokenizer(folder)
-        self._max_tokens = _max_tokens(folder, int(config.max_position_embeddings))
-        self._vocab_size = int(config.vocab_size)
-        self._pooling = _pooling(folder)
-        self.loaded = Loaded(placement.device, "float32", self._max_tokens)
+        return CrossEncoder(Path(init.folder), init.device)
+    from services.inference.adapters.embedder import Embedder
 
-    @torch.inference_mode()
-    def embed(self, request: Embed) -> Embedded:
-        """Vectors in the order of the inputs.
-
-        Raises InvalidArgument for an input that is empty or too long.
-        """
-        rows = [self._token_ids(index, item, request.truncate) for index, item in enumerate(request.inputs)]
-        pooled: dict[int, Tensor] = {}
-        # Of one length as far as can be: padding is computed too.
-        for batch in _batches(sorted(range(len(rows)), key=lambda index: len(rows[index])), rows):
-            for index, vector in zip(batch, self._pool([rows[index] for index in batch]), strict=True):
-                pooled[index] = vector
-        vectors = torch.stack([pooled[index] for index in range(len(rows))])  # (inputs, size)
-        size = vectors.shape[1]
-        if request.dimensions > size:
-            raise InvalidArgument.at(
-                "dimensions", f"must be at most {size}, the size of this model's vectors"
-            )
-        vectors = torch.nn.functional.normalize(vectors[:, : request.dimensions or size], dim=-1)
-        vectors = vectors.to("cpu", torch.float32).contiguous()
-        return Embedded(vectors.numpy().tobytes(), vectors.shape[1], sum(len(row) for row in rows))
-
-    def _token_ids(self, index: int, item: EmbedInput, truncate: bool) -> list[int]:
-        field = f"inputs[{index}]"
-        if item.token_ids:
-            token_ids = list(item.token_ids)
-            if max(token_ids) >= self._vocab_size:
-                raise InvalidArgument.at(f"{field}.tokens", "holds a token that the model does not have")
-        else:
-            if not item.text.strip():
-                raise InvalidArgument.at(f"{field}.text", "must not be empty")
-            token_ids = list(self._tokenizer.encode(item.text))
-        if len(token_ids) <= self._max_tokens:
-            return token_ids
-        if not truncate:
-            raise InvalidArgument.at(
-                field,
-                f"has {len(token_ids)} tokens; the model takes {self._max_tokens}. Set truncate to cut it",
-            )
-        if item.token_ids:
-            return token_ids[: self._max_tokens]
-        # The tokenizer cuts before it adds its special tokens, so that the last of them is kept.
-        return list(self._tokenizer.encode(item.text, max_tokens=self._max_tokens))
-
-    def _pool(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Vectors of rows of tokens. Returns (rows, size), length 1."""
-        width = max(len(row) for row in rows)
-        pad = self._tokenizer.pad_token_id or 0
-        padded = [[*row, *[pad] * (width - len(row))] for row in rows]
-        input_ids = torch.tensor(padded, device=self._model.device)  # (rows, width)
-        lengths = torch.tensor([len(row) for row in rows], device=self._model.device)  # (rows,)
-        mask = torch.arange(width, device=self._model.device) < lengths[:, None]  # (rows, width)
-        hidden = self._model(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
-        match self._pooling:
-            case "cls":
-                vectors = hidden[:, 0]  # (rows, size)
-            case "lasttoken":
-                vectors = hidden[torch.arange(len(rows)), lengths - 1]
-            case "max":
-                vectors = hidden.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
-            case _:
-                vectors = (hidden * mask[:, :, None]).sum(dim=1) / lengths[:, None]
-        return torch.nn.functional.normalize(vectors, dim=-1)
+    return Embedder(Path(init.folder), init.device)
 
 
-def _batches(order: Sequence[int], rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Cut an order of rows, shortest first, into batches of a bounded number of tokens, padding counted."""
-    batches: list[list[int]] = []
-    for index in order:
-        if batches and (len(batches[-1]) + 1) * len(rows[index]) <= _MAX_BATCH_TOKENS:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A request of which rows are to be computed. computed: (rows, size) float32, filled batch by batch."""
+
+    request: Embed | Rerank
+    rows: list[Row]
+    computed: Tensor
 
 
-def _max_tokens(folder: Path, positions: int) -> int:
-    """What sentence-transformers would cut at, or what the model has positions for."""
-    found = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    return min(found, positions) if isinstance(found, int) and found > 0 else positions
+class EmbeddingWorker:
+    """Ties the batches to the pipes: what comes in between two batches, and what is complete out after each.
 
-
-def _pooling(folder: Path) -> str:
-    """`mean`, `cls`, `max` or `lasttoken`, as the folder of sentence-transformers' pooling module says.
-
-    Raises UnsupportedFormat.
+    Who hangs up, or whose deadline passes, is cancelled by the parent: no further batch holds a row of theirs.
     """
-    config = read_json(folder / "1_Pooling" / "config.json")
-    chosen = [
-        key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-        for key, value in config.items()
-        if key.startswith("pooling_mode_") and value is True
-    ]
-    match chosen:
-        case []:
-            return "mean"
-        case ["mean" | "cls" | "max" | "lasttoken"]:
-            return chosen[0]
-        case _:
-            raise UnsupportedFormat(f"the model pools by {', '.join(chosen)}, which is not supported")
+
+    def __init__(
+        self, encoder: Encoder, port: WorkerPort[Embed | Rerank, Embedded | Reranked], max_tokens: int = 0
+    ) -> None:
+        """max_tokens: in a batch; 0 for what suits the device."""
+        self._encoder = encoder
+        self._port = port
+        device = encoder.loaded.device.partition(":")[0]
+        self._batches = EmbedBatches(max_tokens=max_tokens or _BATCH_TOKENS[device])
+        self._pending: dict[int, _Pending] = {}
+
+    def run(self) -> None:
+        """Serve until the parent says stop."""
+        while not self._port.closed:
+            for incoming in self._port.receive(timeout_s=0 if self._batches.has_work else None):
+                self._take(incoming)
+            if self._batches.has_work:
+                self._step()
+
+    def _take(self, incoming: Incoming[Embed | Rerank]) -> None:
+        call_id = incoming.call_id
+        if incoming.kind == "cancel":
+            self._batches.cancel(call_id)
+            self._pending.pop(call_id, None)
+        elif incoming.message is not None:
+            try:
+                rows = self._encoder.rows(incoming.message)
+            except LaresError as error:
+                self._port.fail(call_id, error)
+                return
+            computed = torch.empty(len(rows), self._encoder.size)
+            self._pending[call_id] = _Pending(incoming.message, rows, computed)
+            self._batches.add(call_id, [len(row.token_ids) for row in rows])
+
+    def _step(self) -> None:
+        """Compute a batch, and answer the requests that it completes."""
+        batch = self._batches.next_batch()
+        computed = self._encoder.compute([self._pending[ref.request_id].rows[ref.index] for ref in batch])
+        for ref, values in zip(batch, computed, strict=True):
+            self._pending[ref.request_id].computed[ref.index] = values
+        for call_id in dict.fromkeys(ref.request_id for ref in batch):
+            if not self._batches.waits(call_id):
+                self._answer(call_id, self._pending.pop(call_id))
+
+    def _answer(self, call_id: int, done: _Pending) -> None:
+        num_tokens = sum(len(row.token_ids) for row in done.rows)
+        try:
+            answer = self._encoder.answer(done.request, done.computed, num_tokens)
+        except LaresError as error:
+            self._port.fail(call_id, error)
+        else:
+            self._port.post(events=[(call_id, answer)], finished=[call_id])

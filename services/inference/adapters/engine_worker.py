@@ -1,6 +1,7 @@
 """The worker of a language model. `main` runs in a child process and holds the model, its loop, its adapters."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from services.inference.adapters.messages import (
@@ -15,6 +16,7 @@ from services.inference.adapters.messages import (
 )
 from services.inference.core.engine import Engine
 from services.inference.core.loop import LoopRequest, StepLoop
+from services.inference.core.prompts import Prompt
 from services.kit.errors import LaresError
 from services.kit.worker_port import Incoming, WorkerPort
 
@@ -125,5 +127,10 @@ class EngineWorker:
             adapter=request.adapter or None,
             cache_salt=request.cache_salt,
             priority=request.priority,
-            echo=request.prompt.text or "" if request.output.echo else "",
+            echo=self._echo(request.prompt, prompt) if request.output.echo else "",
+            scores_prompt=request.scores_prompt,
         )
+
+    def _echo(self, prompt: Prompt, token_ids: Sequence[int]) -> str:
+        """The prompt's text: as it was given, or what its tokens stand for."""
+        return self._vocabulary.decode(token_ids) if prompt.text is None else prompt.text

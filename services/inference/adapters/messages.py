@@ -45,7 +45,9 @@ class EngineInit(msgspec.Struct, frozen=True):
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
-    """Begins a generation. adapter: one that was loaded, or empty for the base."""
+    """Begins a generation. adapter: one that was loaded, or empty for the base. scores_prompt: tell how likely
+    the prompt is; with stop.max_tokens 0 that is all.
+    """
 
     prompt: Prompt
     sampling: SamplingParameters
@@ -55,6 +57,7 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     adapter: str = ""
     cache_salt: str = ""
     priority: int = 0
+    scores_prompt: bool = False
 
 
 class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
@@ -80,10 +83,11 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class EmbedderInit(msgspec.Struct, frozen=True):
-    """folder: safetensors, config and tokenizer. device: `auto`, `cpu` or `cuda`."""
+    """folder: safetensors, config and tokenizer. device: `auto`, `cpu` or `cuda`. reranks: a cross-encoder."""
 
     folder: str
     device: str
+    reranks: bool = False
 
 
 class EmbedInput(msgspec.Struct, frozen=True):
@@ -93,7 +97,7 @@ class EmbedInput(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...] = ()
 
 
-class Embed(msgspec.Struct, frozen=True):
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
     """Texts to turn into vectors. dimensions: keep so many leading ones; 0 keeps all."""
 
     inputs: tuple[EmbedInput, ...]
@@ -101,11 +105,26 @@ class Embed(msgspec.Struct, frozen=True):
     truncate: bool = False
 
 
-class Embedded(msgspec.Struct, frozen=True):
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
     """The vectors, in order: float32 in native byte order, `dimensions` a vector."""
 
     vectors: bytes
     dimensions: int
+    num_tokens: int
+
+
+class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
+    """Documents to score against a query. truncate: cut what is too long."""
+
+    query: str
+    documents: tuple[str, ...]
+    truncate: bool = False
+
+
+class Reranked(msgspec.Struct, frozen=True, tag="reranked"):
+    """A score for each document, in order; more is better."""
+
+    scores: tuple[float, ...]
     num_tokens: int
 
 

@@ -1,7 +1,7 @@
 """What a model folder says about itself, read without any heavy library."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,11 +49,21 @@ def sampling_defaults(folder: Path) -> SamplingDefaults:
 
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object in a file; empty if there is no such file, or no object in it."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    found = _json(path)
     return found if isinstance(found, dict) else {}
+
+
+def read_json_list(path: Path) -> Sequence[Any]:
+    """A JSON list in a file; empty if there is no such file, or no list in it."""
+    found = _json(path)
+    return found if isinstance(found, list) else []
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _number(found: Mapping[str, Any], key: str) -> float | None:

@@ -16,6 +16,7 @@ from services.kit.names import parse_version_name
 _KINDS: Final = {
     pb.MODEL_KIND_TEXT_GENERATION: ModelKind.TEXT_GENERATION,
     pb.MODEL_KIND_EMBEDDING: ModelKind.EMBEDDING,
+    pb.MODEL_KIND_RERANKING: ModelKind.RERANKING,
 }
 _FORMATS: Final = {
     pb.FORMAT_SAFETENSORS: Format.SAFETENSORS,

@@ -6,35 +6,38 @@ itself. The loop's blocks are only counted, to bound what the caches take: none 
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
-from services.inference.adapters.checkpoint import load_causal_model, quiet_libraries
+from services.inference.adapters.checkpoint import context_length_of, load_causal_model, quiet_libraries
 from services.inference.adapters.lora import LoraAdapters
 from services.inference.adapters.messages import EngineInit
 from services.inference.adapters.placement import Placement, num_kv_blocks
+from services.inference.adapters.prompt_scores import score_rows
 from services.inference.adapters.sampler import pick
 from services.inference.core.engine import Chunk, ChunkResult, EngineFacts, EngineSequence
+from services.kit.errors import UnsupportedFormat
 
 BLOCK_SIZE: Final = 16
 
 
 @dataclass(slots=True)
 class _Held:
-    """What is kept of a sequence. blocks: those that were its own when it was computed last."""
+    """What is kept of a sequence. blocks: its own when it was computed last. num_tokens: that the cache covers."""
 
     cache: DynamicCache
     blocks: Sequence[int] = ()
+    num_tokens: int = 0
 
 
 class TransformersEngine:
-    """Runs one model on one device."""
+    """Runs one model on one device. Raises UnsupportedFormat for one that keeps its state in no such cache."""
 
     def __init__(self, model: PreTrainedModel, facts: EngineFacts) -> None:
         self._facts = facts
@@ -42,9 +45,21 @@ class TransformersEngine:
         self._lora = LoraAdapters(model)
         self._held: dict[int, _Held] = {}  # By sequence.
         self._owner_of: dict[int, int] = {}  # The sequence that a block was last seen with.
-        # State-space models take theirs under a name of their own.
         parameters = inspect.signature(model.forward).parameters
-        self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
+        # State-space models take the cache under a name of their own.
+        names = [name for name in ("past_key_values", "cache_params") if name in parameters]
+        if not names:
+            kind = type(model).__name__
+            raise UnsupportedFormat(
+                f"the model is a {kind}, which keeps its state in a way that is not known"
+            )
+        self._cache_name = names[0]
+        # Not all that take positions count on from the cache by themselves (Bamba begins at 0 again).
+        self._takes_positions = "position_ids" in parameters
+        self._is_recurrent = any(
+            isinstance(layer, LinearAttentionCacheLayerMixin)
+            for layer in DynamicCache(config=model.config).layers
+        )
 
     @property
     def facts(self) -> EngineFacts:
@@ -65,15 +80,17 @@ class TransformersEngine:
         }
         for index in sorted(range(len(chunks)), key=lambda index: place_of[chunks[index].sequence.adapter]):
             chunk = chunks[index]
-            logits = self._forward(chunk)  # (kept, vocab)
-            results[index] = ChunkResult(prompt_logprobs=_prompt_logprobs(chunk, logits))
+            if self._waits(chunk):
+                continue
+            logits = self._compute(chunk)  # (kept, vocab)
+            results[index] = _scored(chunk, logits)
             if chunk.picks:
                 picking.append(index)
                 rows.append(logits[-1])
         if picking:
             picks = pick(torch.stack(rows), [chunks[index].sequence for index in picking])
             for index, picked in zip(picking, picks, strict=True):
-                results[index] = ChunkResult(picked, results[index].prompt_logprobs)
+                results[index] = replace(results[index], picked=picked)
         return results
 
     def release(self, sequence: EngineSequence) -> None:
@@ -110,17 +127,41 @@ class TransformersEngine:
             if self._owner_of.get(block) == sequence_id:
                 del self._owner_of[block]
 
-    def _forward(self, chunk: Chunk) -> Tensor:
+    def _waits(self, chunk: Chunk) -> bool:
+        """Whether a chunk is left for the prompt's last one.
+
+        Recurrent layers go on from a state by one token only; some ignore the state for more (Mamba). So their
+        prompts are computed in one pass, but for those that must tell of each chunk.
+        """
+        return self._is_recurrent and not chunk.picks and not chunk.sequence.wants_prompt_logprobs
+
+    def _compute(self, chunk: Chunk) -> Tensor:
         """Logits after each token of the chunk, or after its last where that is enough: (kept, vocab)."""
-        sequence = chunk.sequence
+        sequence, held = chunk.sequence, self._held[chunk.sequence.sequence_id]
         self._lora.activate(sequence.adapter)
-        token_ids = sequence.tokens(chunk.start, chunk.start + chunk.num_tokens)
+        token_ids = sequence.tokens(held.num_tokens, chunk.start + chunk.num_tokens)
+        size = 1 if self._is_recurrent and held.num_tokens else len(token_ids)
+        keeps_all = _num_scored(chunk) > 0
+        parts = [
+            self._forward(held, token_ids[start : start + size], keeps_all)
+            for start in range(0, len(token_ids), size)
+        ]
+        return torch.cat(parts)
+
+    def _forward(self, held: _Held, token_ids: Sequence[int], keeps_all: bool) -> Tensor:
+        """Logits after all of these tokens, or after the last: (kept, vocab)."""
+        device, inputs = self._model.device, dict[str, Any]()
+        stop = held.num_tokens + len(token_ids)
+        if self._takes_positions:
+            inputs["position_ids"] = torch.arange(held.num_tokens, stop, device=device)[None]  # (1, tokens)
         output = self._model(
-            input_ids=torch.tensor([token_ids], device=self._model.device),  # (1, tokens)
+            input_ids=torch.tensor([token_ids], device=device),  # (1, tokens)
             use_cache=True,
-            logits_to_keep=0 if _num_scored(chunk) else 1,  # 0 keeps all.
-            **{self._cache_name: self._held[sequence.sequence_id].cache},
+            logits_to_keep=0 if keeps_all else 1,  # 0 keeps all.
+            **{self._cache_name: held.cache},
+            **inputs,
         )
+        held.num_tokens = stop
         logits: Tensor = output.logits[0]
         return logits
 
@@ -134,7 +175,7 @@ def load_transformers_engine(
     text = model.config.get_text_config()
     weights_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     block_bytes = BLOCK_SIZE * kv_bytes_per_token(model.config, placement.dtype)
-    context_length = int(text.max_position_embeddings)
+    context_length = context_length_of(model.config)
     num_blocks = num_kv_blocks(
         init, placement, block_bytes=block_bytes, context_blocks=-(-context_length // BLOCK_SIZE)
     )
@@ -171,12 +212,12 @@ def _num_scored(chunk: Chunk) -> int:
     return max(0, min(chunk.num_tokens, len(sequence.prompt) - 1 - chunk.start))
 
 
-def _prompt_logprobs(chunk: Chunk, logits: Tensor) -> tuple[float, ...]:
-    """logits: (tokens of the chunk, vocab) where any are to be told."""
+def _scored(chunk: Chunk, logits: Tensor) -> ChunkResult:
+    """What is to be told of the prompt. logits: (tokens of the chunk, vocab) where anything is."""
     num_scored = _num_scored(chunk)
     if not num_scored:
-        return ()
+        return ChunkResult()
     following = chunk.sequence.prompt[chunk.start + 1 : chunk.start + 1 + num_scored]
     token_ids = torch.tensor(following, device=logits.device)  # (scored,)
-    logprobs = logits[:num_scored].float().log_softmax(dim=-1)  # (scored, vocab)
-    return tuple(logprobs.gather(1, token_ids[:, None])[:, 0].tolist())
+    told, tops = score_rows(logits[:num_scored], token_ids, chunk.sequence.num_logprobs or 0)
+    return ChunkResult(prompt_logprobs=tuple(told), prompt_tops=tuple(tops))

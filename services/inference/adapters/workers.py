@@ -21,11 +21,13 @@ from services.inference.adapters.messages import (
     LoadAdapter,
     Loaded,
     LoadProgress,
+    Rerank,
+    Reranked,
     Step,
 )
 from services.inference.core.events import Update
 from services.inference.core.models import Format, ModelKind, ModelVersion, ResolvedModel, WorkerFacts
-from services.inference.core.ports import Embeddings, EmbedItem, ModelWorker, WorkerRequest
+from services.inference.core.ports import Embeddings, EmbedItem, ModelWorker, Relevances, WorkerRequest
 from services.kit.errors import UnsupportedFormat, WorkerLost
 from services.kit.worker import Worker, WorkerSpec
 
@@ -102,10 +104,12 @@ class ProcessWorkerFactory:
         return ProcessModelWorker(worker, self._store)
 
     def _spec(self, model: ResolvedModel, folder: str) -> WorkerSpec[Any, Any]:
-        if model.kind is ModelKind.EMBEDDING:
+        if model.kind in (ModelKind.EMBEDDING, ModelKind.RERANKING):
             target = "services.inference.adapters.embedding_worker:main"
-            events: type[Embedded | Step] = Embedded
-            init: EmbedderInit | EngineInit = EmbedderInit(folder, self._device)
+            events: Any = Embedded | Reranked
+            init: EmbedderInit | EngineInit = EmbedderInit(
+                folder, self._device, reranks=model.kind is ModelKind.RERANKING
+            )
         else:
             target, events = "services.inference.adapters.engine_worker:main", Step
             init = EngineInit(
@@ -163,6 +167,7 @@ class ProcessModelWorker:
             adapter=request.adapter,
             cache_salt=request.cache_salt,
             priority=request.priority,
+            scores_prompt=request.scores_prompt,
         )
         async with self._worker.call(message) as call:
             yield _updates(call)
@@ -170,10 +175,12 @@ class ProcessModelWorker:
     async def embed(self, inputs: Sequence[EmbedItem], *, dimensions: int, truncate: bool) -> Embeddings:
         """Vectors."""
         message = Embed(tuple(EmbedInput(item.text, item.token_ids) for item in inputs), dimensions, truncate)
-        async with self._worker.call(message) as call:
-            async for embedded in call:
-                return _embeddings(embedded)
-        raise WorkerLost("the worker ended without an answer")
+        return _embeddings(await self._answer(message))
+
+    async def rerank(self, query: str, documents: Sequence[str], *, truncate: bool) -> Relevances:
+        """Scores."""
+        reranked = await self._answer(Rerank(query, tuple(documents), truncate))
+        return Relevances(reranked.scores, reranked.num_tokens)
 
     async def load_adapter(self, adapter: ModelVersion) -> None:
         """Have the worker read the adapter's folder, which is leased meanwhile."""
@@ -193,6 +200,13 @@ class ProcessModelWorker:
     async def stop(self) -> None:
         """End it."""
         await self._worker.stop()
+
+    async def _answer(self, message: Embed | Rerank) -> Any:
+        """The one event of a call."""
+        async with self._worker.call(message) as call:
+            async for answer in call:
+                return answer
+        raise WorkerLost("the worker ended without an answer")
 
     async def _ask(self, message: EngineRequest) -> None:
         async with self._worker.call(message) as call:

@@ -122,10 +122,13 @@ class ChunkResult:
     """What a chunk gave. picked: set if the chunk picks.
 
     prompt_logprobs: where they are wanted, of the prompt tokens that follow a token of the chunk, in order.
+    prompt_tops: for each of these, where num_logprobs is above 0, so many likely tokens at its place, most likely
+    first.
     """
 
     picked: PickedToken | None = None
     prompt_logprobs: tuple[float, ...] = ()
+    prompt_tops: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 class Engine(Protocol):

@@ -29,6 +29,16 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of a prompt. logprob: after the tokens before it; None for the first. top: likely ones at its place."""
+
+    token_id: int
+    raw: bytes
+    logprob: float | None
+    top: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The request has a slot and its prompt is known. seed: in force, to repeat the answer with."""
 
@@ -80,14 +90,13 @@ class Ended:
 class Update:
     """What one step says about one request.
 
-    prompt_logprobs: where they were asked for, once, natural logarithms of the probability of each prompt token
-    but the first.
+    prompt: where it was to be scored, once, all of its tokens.
     """
 
     started: Started | None = None
     deltas: tuple[Delta, ...] = ()
     ended: Ended | None = None
-    prompt_logprobs: tuple[float, ...] = ()
+    prompt: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

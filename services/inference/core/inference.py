@@ -1,5 +1,6 @@
-"""What Inference does for a caller: generate and embed, with whatever must be loaded loaded first."""
+"""What Inference does for a caller: generate, embed, rerank, score, with whatever must be loaded loaded first."""
 
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -7,15 +8,27 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from services.inference.core.events import Delta, Ended
+from services.inference.core.events import Delta, Ended, ScoredToken
 from services.inference.core.models import LoadedModel, ModelKind, ResolvedModel
 from services.inference.core.pool import ModelPool
 from services.inference.core.ports import Catalog, Embeddings, EmbedItem, WorkerRequest
 from services.inference.core.prompts import Prompt
-from services.inference.core.sampling import OutputOptions, SamplingParameters, StopConditions
-from services.kit.errors import InvalidArgument, UnsupportedParameter, WrongModelKind
+from services.inference.core.sampling import (
+    MAX_TOP_LOGPROBS,
+    OutputOptions,
+    SamplingParameters,
+    StopConditions,
+)
+from services.kit.errors import (
+    DataLoss,
+    FieldViolation,
+    InvalidArgument,
+    UnsupportedParameter,
+    WrongModelKind,
+)
 
 MAX_EMBED_INPUTS: Final = 2048
+MAX_RERANK_DOCUMENTS: Final = 1024
 MAX_CACHE_SALT_CHARS: Final = 128
 
 # A client may send the seed back to repeat an answer: JavaScript holds no larger whole number exactly.
@@ -44,10 +57,9 @@ class GenerationRequest:
         self.sampling.check()
         self.stop.check()
         self.output.check()
-        if len(self.cache_salt) > MAX_CACHE_SALT_CHARS:
-            raise InvalidArgument.at("cache_salt", f"must be at most {MAX_CACHE_SALT_CHARS} characters")
-        if self.output.echo and self.prompt.text is None:
-            raise UnsupportedParameter.at("output.echo", "is for prompts of text")
+        _check_cache_salt(self.cache_salt)
+        if self.output.echo and self.prompt.chat is not None:
+            raise UnsupportedParameter.at("output.echo", "is not for chats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,14 @@ class GenerationEnded:
     load_ms: float
 
 
-GenerationEvent = GenerationStarted | Delta | GenerationEnded
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """How likely the prompt is, where it is echoed with log probabilities. Once."""
+
+    tokens: Sequence[ScoredToken]
+
+
+GenerationEvent = GenerationStarted | PromptScored | Delta | GenerationEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +111,84 @@ class EmbedRequest:
                 raise InvalidArgument.at(f"inputs[{index}]", "must not be empty")
         if self.dimensions == 0:
             raise InvalidArgument.at("dimensions", "must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """Documents to score against a query. top_n: None returns all."""
+
+    model: str
+    query: str
+    documents: Sequence[str]
+    top_n: int | None = None
+    truncate: bool = False
+    keep_alive_s: float | None = None
+
+    def check(self) -> None:
+        """Raise InvalidArgument for what no model could do."""
+        if not self.query.strip():
+            raise InvalidArgument.at("query", "must not be empty")
+        if not 1 <= len(self.documents) <= MAX_RERANK_DOCUMENTS:
+            raise InvalidArgument.at("documents", f"must hold 1 to {MAX_RERANK_DOCUMENTS} texts")
+        for index, document in enumerate(self.documents):
+            if not document.strip():
+                raise InvalidArgument.at(f"documents[{index}]", "must not be empty")
+        if self.top_n == 0:
+            raise InvalidArgument.at("top_n", "must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """results: (index of a document, its score), best first; of equal ones the earlier first."""
+
+    results: Sequence[tuple[int, float]]
+    num_tokens: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Text or tokens to score. top_logprobs: how many likely tokens to tell beside each."""
+
+    model: str
+    prompt: Prompt
+    top_logprobs: int = 0
+    keep_alive_s: float | None = None
+    cache_salt: str = ""
+    priority: int = 0
+
+    def check(self) -> None:
+        """Raise InvalidArgument for what no model could do."""
+        self.prompt.check()
+        if self.prompt.text == "":
+            raise InvalidArgument.at("text", "must not be empty")
+        if self.top_logprobs > MAX_TOP_LOGPROBS:
+            raise InvalidArgument.at("top_logprobs", f"must be between 0 and {MAX_TOP_LOGPROBS}")
+        _check_cache_salt(self.cache_salt)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a model finds a text. version and adapter are resource names; adapter is empty for the base."""
+
+    tokens: Sequence[ScoredToken]
+    version: str
+    adapter: str = ""
+
+    @property
+    def sum_logprob(self) -> float:
+        """Of all tokens but the first, which has none."""
+        return math.fsum(token.logprob for token in self.tokens if token.logprob is not None)
+
+    @property
+    def perplexity(self) -> float | None:
+        """e to the minus mean log probability; None for a text of one token."""
+        if len(self.tokens) < 2:
+            return None
+        try:
+            return math.exp(-self.sum_logprob / (len(self.tokens) - 1))
+        except OverflowError:
+            return math.inf
 
 
 class Inference:
@@ -119,6 +216,7 @@ class Inference:
                 adapter=model.adapter.key if model.adapter else "",
                 cache_salt=request.cache_salt,
                 priority=request.priority,
+                scores_prompt=request.output.echo and request.output.logprobs,
             )
             async with entry.waiting() as admitted, entry.ready_worker.generate(work) as updates:
                 async for update in updates:
@@ -132,6 +230,8 @@ class Inference:
                             create_time=create_time,
                             seed=update.started.seed,
                         )
+                    if update.prompt:
+                        yield PromptScored(_checked(update.prompt))
                     for delta in update.deltas:
                         yield delta
                     if update.ended is not None:
@@ -146,6 +246,40 @@ class Inference:
                 request.inputs, dimensions=request.dimensions or 0, truncate=request.truncate
             )
         return embeddings, model.version.name
+
+    async def rerank(self, request: RerankRequest) -> Reranking:
+        """The best documents, by a reranking model or by an embedding model's cosines."""
+        request.check()
+        model = await self._resolve(request.model, ModelKind.RERANKING, ModelKind.EMBEDDING)
+        async with self._pool.use(model, request.keep_alive_s) as entry:
+            found = await entry.ready_worker.rerank(
+                request.query, request.documents, truncate=request.truncate
+            )
+        best_first = sorted(enumerate(found.scores), key=lambda result: -result[1])
+        return Reranking(best_first[: request.top_n], found.num_tokens, model.version.name)
+
+    async def score(self, request: ScoreRequest) -> Score:
+        """Log probabilities of a given text. Raises DataLoss where the model's answer holds what is no number."""
+        request.check()
+        model = await self._resolve(request.model, ModelKind.TEXT_GENERATION)
+        async with self._pool.use(model, request.keep_alive_s) as entry:
+            work = WorkerRequest(
+                prompt=request.prompt,
+                sampling=SamplingParameters(),
+                stop=StopConditions(max_tokens=0),
+                output=OutputOptions(logprobs=True, top_logprobs=request.top_logprobs),
+                seed=0,
+                adapter=model.adapter.key if model.adapter else "",
+                cache_salt=request.cache_salt,
+                priority=request.priority,
+                scores_prompt=True,
+            )
+            tokens: Sequence[ScoredToken] = ()
+            async with entry.waiting() as admitted, entry.ready_worker.generate(work) as updates:
+                async for update in updates:
+                    admitted()
+                    tokens = update.prompt or tokens
+        return Score(_checked(tokens), model.version.name, model.adapter.name if model.adapter else "")
 
     async def load(self, name: str, keep_alive_s: float | None) -> LoadedModel:
         """Begin to bring a model into memory."""
@@ -169,14 +303,32 @@ class Inference:
                 return loaded.version
         return (await self._catalog.resolve(name)).version.name
 
-    async def _resolve(self, name: str, kind: ModelKind) -> ResolvedModel:
+    async def _resolve(self, name: str, *kinds: ModelKind) -> ResolvedModel:
+        """A model of one of these kinds; what it cannot do is told by the first of them."""
         if not name:
             raise InvalidArgument.at("model", "is required")
         model = await self._catalog.resolve(name)
-        if model.kind is not kind:
-            able = await self._catalog.names_of_kind(kind)
+        if model.kind not in kinds:
+            kind = kinds[0]
+            able = [name for kind in kinds for name in await self._catalog.names_of_kind(kind)]
             offer = f"these can: {', '.join(able)}" if able else f"no model for {kind} is here; pull one"
             raise WrongModelKind(
                 f"{name} is a model for {model.kind}, not for {kind}; {offer}", metadata={"model": name}
             )
         return model
+
+
+def _check_cache_salt(salt: str) -> None:
+    if len(salt) > MAX_CACHE_SALT_CHARS:
+        raise InvalidArgument.at("cache_salt", f"must be at most {MAX_CACHE_SALT_CHARS} characters")
+
+
+def _checked(tokens: Sequence[ScoredToken]) -> Sequence[ScoredToken]:
+    """The tokens. Raises DataLoss for a log probability that is no number, as broken weights give."""
+    for index, token in enumerate(tokens):
+        if token.logprob is not None and math.isnan(token.logprob):
+            why = (
+                f"the model's answer at token {index} is no number: its weights may be broken, pull it again"
+            )
+            raise DataLoss(f"prompt: {why}", violations=[FieldViolation("prompt", why)])
+    return tokens

@@ -21,8 +21,10 @@ from services.inference.core.events import (
     Ended,
     FinishReason,
     LoopStats,
+    ScoredToken,
     Started,
     StepReport,
+    TokenChance,
     Update,
 )
 from services.inference.core.sampling import (
@@ -69,7 +71,7 @@ class _Running:
     added_s: float
     slots: list["_Slot"] = field(default_factory=list)
     deltas: list[Delta] = field(default_factory=list)
-    prompt_logprobs: tuple[float, ...] = ()
+    prompt: tuple[ScoredToken, ...] = ()
     is_new: bool = False
     admitted_s: float | None = None
     first_token_s: float | None = None
@@ -79,12 +81,12 @@ class _Running:
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """One choice of a request. prompt_logprobs: those known so far, in order."""
+    """One choice of a request. prompt_logprobs: those known so far, in order, each with its likely tokens."""
 
     running: _Running
     choice: Choice
     is_new: bool = True
-    prompt_logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: list[tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
     first_token_s: float = 0.0
     last_token_s: float = 0.0
     max_gap_s: float = 0.0
@@ -265,11 +267,12 @@ class StepLoop:
         if result.prompt_logprobs:
             # A place that was computed before its sequence had to give way is told a second time.
             stop = start + len(result.prompt_logprobs)
-            slot.prompt_logprobs[start:stop] = result.prompt_logprobs
+            tops = result.prompt_tops or ((),) * len(result.prompt_logprobs)
+            slot.prompt_logprobs[start:stop] = zip(result.prompt_logprobs, tops, strict=True)
         if not does_pick:
             return
         if choice.sequence.wants_prompt_logprobs and not choice.sequence.output:
-            running.prompt_logprobs = tuple(slot.prompt_logprobs)
+            running.prompt = self._scored_prompt(slot)
         if running.first_token_s is None:
             running.first_token_s = now
         if running.max_tokens == 0:
@@ -284,6 +287,19 @@ class StepLoop:
         if choice.end is not None:
             running.num_preemptions += self._scheduler.num_preemptions(choice.sequence)
             self._free(slot)
+
+    def _scored_prompt(self, slot: _Slot) -> tuple[ScoredToken, ...]:
+        token_bytes = self._vocabulary.token_bytes
+        told = [(None, ()), *slot.prompt_logprobs]  # Nothing comes before the first.
+        return tuple(
+            ScoredToken(
+                token_id,
+                token_bytes(token_id),
+                logprob,
+                tuple(TokenChance(other, token_bytes(other), chance) for other, chance in top),
+            )
+            for token_id, (logprob, top) in zip(slot.running.request.prompt, told, strict=True)
+        )
 
     def _note_time(self, slot: _Slot, now: float) -> None:
         if slot.choice.sequence.output:
@@ -304,12 +320,12 @@ class StepLoop:
             request_id = running.request.request_id
             ended = self._ended(running)
             started = Started(len(running.request.prompt), running.request.seed) if running.is_new else None
-            if started or running.deltas or ended or running.prompt_logprobs:
-                update = Update(started, tuple(running.deltas), ended, running.prompt_logprobs)
+            if started or running.deltas or ended or running.prompt:
+                update = Update(started, tuple(running.deltas), ended, running.prompt)
                 report.updates.append((request_id, update))
             running.is_new = False
             running.deltas.clear()
-            running.prompt_logprobs = ()
+            running.prompt = ()
             if ended:
                 del self._requests[request_id]
                 report.finished.append(request_id)

@@ -10,6 +10,7 @@ class ModelKind(StrEnum):
 
     TEXT_GENERATION = "text generation"
     EMBEDDING = "embedding"
+    RERANKING = "reranking"
     OTHER = "other"
 
 

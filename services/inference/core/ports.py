@@ -13,7 +13,10 @@ from services.inference.core.sampling import OutputOptions, SamplingParameters, 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRequest:
-    """One generation as a worker takes it. adapter: key of one that was loaded, or empty."""
+    """One generation as a worker takes it. adapter: key of one that was loaded, or empty.
+
+    scores_prompt: tell how likely the prompt is; with stop.max_tokens 0 that is all.
+    """
 
     prompt: Prompt
     sampling: SamplingParameters
@@ -23,6 +26,7 @@ class WorkerRequest:
     adapter: str = ""
     cache_salt: str = ""
     priority: int = 0
+    scores_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,14 @@ class Embeddings:
     """One vector for each input, in order, each of length 1."""
 
     vectors: Sequence[Sequence[float]]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Relevances:
+    """A score for each document, in order; more is better."""
+
+    scores: Sequence[float]
     num_tokens: int
 
 
@@ -76,6 +88,10 @@ class ModelWorker(Protocol):
 
     async def embed(self, inputs: Sequence[EmbedItem], *, dimensions: int, truncate: bool) -> Embeddings:
         """Vectors."""
+        ...
+
+    async def rerank(self, query: str, documents: Sequence[str], *, truncate: bool) -> Relevances:
+        """How well documents fit a query."""
         ...
 
     async def load_adapter(self, adapter: ModelVersion) -> None:

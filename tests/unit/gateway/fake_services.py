@@ -86,6 +86,13 @@ class FakeInference(inference_rpc.InferenceServiceServicer):
             )
         )
         num_choices = request.output.num_choices or 1
+        if request.output.echo:
+            for choice in range(num_choices):
+                yield inference.GenerateResponse(
+                    delta=inference.TextDelta(choice=choice, text=" ".join(words))
+                )
+            if request.output.logprobs:
+                yield inference.GenerateResponse(delta=inference.TextDelta(prompt=_scored(words)))
         max_tokens = request.stop.max_tokens or 1_000_000
         tokens = words[:max_tokens]
         for position, word in enumerate(tokens):
@@ -150,11 +157,52 @@ class FakeInference(inference_rpc.InferenceServiceServicer):
             version="models/tiny/versions/1",
         )
 
+    async def Score(self, request: inference.ScoreRequest, context_: Context) -> inference.ScoreResponse:
+        words = _words(request)
+        if request.model != MODEL:
+            raise ModelNotFound.named(request.model)
+        return inference.ScoreResponse(
+            tokens=_scored(words),
+            sum_logprob=-0.5 * (len(words) - 1),
+            usage=inference.Usage(prompt_tokens=len(words)),
+            version="models/tiny/versions/1",
+        )
 
-def _words(request: inference.GenerateRequest) -> list[str]:
+    async def Rerank(self, request: inference.RerankRequest, context_: Context) -> inference.RerankResponse:
+        """A document's score is the share of the query's words that it has."""
+        if request.model != MODEL:
+            raise ModelNotFound.named(request.model)
+        wanted = set(request.query.split())
+        scores = [len(wanted & set(text.split())) / len(wanted) for text in request.documents]
+        best = sorted(enumerate(scores), key=lambda result: -result[1])
+        return inference.RerankResponse(
+            results=[inference.RerankResult(index=index, score=score) for index, score in best][
+                : request.top_n or None
+            ],
+            usage=inference.Usage(prompt_tokens=7),
+            version="models/tiny/versions/1",
+        )
+
+
+def _scored(words: list[str]) -> list[inference.ScoredToken]:
+    """A token a word; before them one that begins every text and is no part of it."""
+    texts = ["<s>", *(word if not place else f" {word}" for place, word in enumerate(words))]
+    return [
+        inference.ScoredToken(
+            token_id=place,
+            text=text,
+            raw=text.encode(),
+            logprob=-0.5 * place if place else None,
+            top=[inference.TopLogprob(token_id=9, text="top", logprob=-0.25)] if place else [],
+        )
+        for place, text in enumerate(texts)
+    ]
+
+
+def _words(request: inference.GenerateRequest | inference.ScoreRequest) -> list[str]:
+    if isinstance(request, inference.GenerateRequest) and request.HasField("chat"):
+        return " ".join(part.text for part in request.chat.messages[-1].content).split()
     match request.WhichOneof("prompt"):
-        case "chat":
-            return " ".join(part.text for part in request.chat.messages[-1].content).split()
         case "text":
             return request.text.split()
         case _:

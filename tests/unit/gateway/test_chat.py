@@ -124,7 +124,13 @@ async def test_what_the_client_asks_for_reaches_the_engine(
         seed=-1,
         presence_penalty=1.5,
         logit_bias={"42": -100},
-        extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.25, "keep_alive": "5m"},
+        extra_body={
+            "top_k": 5,
+            "min_p": 0.1,
+            "repetition_penalty": 1.25,
+            "keep_alive": "5m",
+            "ignore_eos": True,
+        },
     )
     request = services.inference.requests[-1]
     assert request.sampling.HasField("temperature")
@@ -134,6 +140,7 @@ async def test_what_the_client_asks_for_reaches_the_engine(
     assert not request.sampling.HasField("frequency_penalty")
     assert request.stop.max_tokens == 7
     assert list(request.stop.stop) == ["END"]
+    assert request.stop.ignore_eos
     assert request.keep_alive.seconds == 300
     assert dict(request.sampling.logit_bias) == {42: -100.0}
 

@@ -65,6 +65,9 @@ async def test_every_event_of_a_completion_fits_the_documented_model(http: httpx
         ({"prompt": [-1]}, "prompt[0]"),
         ({"logprobs": 21}, "logprobs"),
         ({"max_tokens": -5}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "logprobs": 1, "echo": False}, "max_tokens"),
+        ({"max_tokens": 0, "echo": True, "stream": True}, "max_tokens"),
     ],
 )
 async def test_a_bad_field_of_a_completion_is_named(
@@ -73,6 +76,62 @@ async def test_a_bad_field_of_a_completion_is_named(
     answer = await http.post("/v1/completions", json={"model": MODEL, "prompt": "x"} | extra)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+SCORED: dict[str, list[object]] = {
+    "tokens": ["<s>", "one", " two"],
+    "token_logprobs": [None, -0.5, -1.0],
+    "top_logprobs": [None, {"top": -0.25}, {"top": -0.25}],
+    "text_offset": [0, 0, 3],
+}
+
+
+async def test_prompts_are_scored_without_an_answer(http: httpx2.AsyncClient) -> None:
+    body = {"model": MODEL, "prompt": ["one two", "three"], "echo": True, "logprobs": 1, "max_tokens": 0}
+    answer = (await http.post("/v1/completions", json=body)).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["one two", "three"]
+    assert answer["choices"][0]["logprobs"] == SCORED
+    assert answer["choices"][1]["logprobs"]["text_offset"] == [0, 0]
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (3, 0)
+
+    silent = (await http.post("/v1/completions", json=body | {"logprobs": None, "n": 2})).json()
+    assert [choice["text"] for choice in silent["choices"]] == ["one two", "one two", "three", "three"]
+    assert {choice["logprobs"] is None for choice in silent["choices"]} == {True}
+
+
+async def test_a_prompt_of_an_unknown_model_is_not_scored(http: httpx2.AsyncClient) -> None:
+    body = {"model": "nope", "prompt": ["a", "b"], "echo": True, "logprobs": 1, "max_tokens": 0}
+    assert (await http.post("/v1/completions", json=body)).status_code == 404
+
+
+async def test_an_echo_tells_the_logprobs_of_prompt_and_answer(client: AsyncOpenAI) -> None:
+    answer = await client.completions.create(
+        model=MODEL, prompt="one two", echo=True, logprobs=1, max_tokens=1, n=2
+    )
+    for choice in answer.choices:
+        assert choice.text == "one twoone"
+        assert choice.logprobs is not None
+        assert choice.logprobs.tokens == [*SCORED["tokens"], "one"]
+        assert choice.logprobs.token_logprobs == [None, -0.5, -1.0, -0.5]
+        assert choice.logprobs.text_offset == [0, 0, 3, 7]
+
+
+async def test_a_stream_echoes_the_prompt_with_its_logprobs(client: AsyncOpenAI) -> None:
+    texts = ["", ""]
+    tokens: list[list[str]] = [[], []]
+    offsets: list[list[int]] = [[], []]
+    async for chunk in await client.completions.create(
+        model=MODEL, prompt="one two", echo=True, logprobs=1, max_tokens=1, n=2, stream=True
+    ):
+        choice = chunk.choices[0]
+        texts[choice.index] += choice.text
+        if choice.logprobs is not None:
+            tokens[choice.index] += choice.logprobs.tokens or []
+            offsets[choice.index] += choice.logprobs.text_offset or []
+    assert texts == ["one twoone"] * 2
+    assert tokens == [["<s>", "one", " two", "one"]] * 2
+    assert offsets == [[0, 0, 3, 7]] * 2
 
 
 async def test_an_embedding_is_the_same_in_base64_and_as_numbers(client: AsyncOpenAI) -> None:
@@ -101,3 +160,54 @@ async def test_an_input_that_cannot_be_embedded_is_named(http: httpx2.AsyncClien
 async def test_an_unknown_embedding_model_is_a_404(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         await client.embeddings.create(model="nope", input="x")
+
+
+async def test_documents_come_back_best_first(http: httpx2.AsyncClient) -> None:
+    body = {
+        "model": MODEL,
+        "query": "red cat",
+        "documents": ["a dog", {"text": "a red cat", "id": 7}, "a cat"],
+    }
+    answer = (await http.post("/v1/rerank", json=body)).json()
+    assert [(result["index"], result["relevance_score"]) for result in answer["results"]] == [
+        (1, 1.0),
+        (2, 0.5),
+        (0, 0.0),
+    ]
+    assert all(result["document"] is None for result in answer["results"])
+    assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+
+    best = (await http.post("/v1/rerank", json=body | {"top_n": 1, "return_documents": True})).json()
+    assert [result["document"] for result in best["results"]] == [{"text": "a red cat"}]
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"query": ""}, "query"),
+        ({"query": None}, "query"),
+        ({"documents": []}, "documents"),
+        ({"documents": "a"}, "documents"),
+        ({"documents": ["a"] * 1025}, "documents"),
+        ({"documents": ["a", ""]}, "documents[1]"),
+        ({"documents": ["a", {"title": "b"}]}, "documents[1].text"),
+        ({"documents": ["a", {"text": 5}]}, "documents[1].text"),
+        ({"top_n": 0}, "top_n"),
+        ({"top_n": "2"}, "top_n"),
+        ({"return_documents": 1}, "return_documents"),
+        ({"keep_alive": "soon"}, "keep_alive"),
+        ({"model": ""}, "model"),
+    ],
+)
+async def test_a_bad_field_of_a_reranking_is_named(
+    http: httpx2.AsyncClient, extra: dict[str, object], param: str
+) -> None:
+    body = {"model": MODEL, "query": "x", "documents": ["x"]} | extra
+    answer = await http.post("/v1/rerank", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+async def test_an_unknown_reranker_is_a_404(http: httpx2.AsyncClient) -> None:
+    body = {"model": "nope", "query": "x", "documents": ["x"]}
+    assert (await http.post("/v1/rerank", json=body)).status_code == 404

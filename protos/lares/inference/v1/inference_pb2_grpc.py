@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """InferenceService loads models into workers, generates text and computes embeddings.
+    """InferenceService loads models into workers, generates text, computes embeddings and scores texts.
 
     A model that is asked for and not in memory is loaded first. Errors are google.rpc.Status with an ErrorInfo whose reason is stable
     (for example MODEL_NOT_FOUND), and a BadRequest that names the field where a field is at fault.
@@ -47,6 +47,16 @@ class InferenceServiceStub:
                 '/lares.inference.v1.InferenceService/Embed',
                 request_serializer=lares_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=lares_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/lares.inference.v1.InferenceService/Rerank',
+                request_serializer=lares_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.SerializeToString,
+                response_deserializer=lares_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.FromString,
+                _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/lares.inference.v1.InferenceService/Score',
+                request_serializer=lares_dot_inference_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=lares_dot_inference_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
                 _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/lares.inference.v1.InferenceService/LoadModel',
@@ -81,7 +91,7 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """InferenceService loads models into workers, generates text and computes embeddings.
+    """InferenceService loads models into workers, generates text, computes embeddings and scores texts.
 
     A model that is asked for and not in memory is loaded first. Errors are google.rpc.Status with an ErrorInfo whose reason is stable
     (for example MODEL_NOT_FOUND), and a BadRequest that names the field where a field is at fault.
@@ -97,6 +107,21 @@ class InferenceServiceServicer:
 
     def Embed(self, request, context):
         """Turns texts into vectors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Scores documents against a query, best first: by a reranking model, or by an embedding model's cosines. FAILED_PRECONDITION with
+        WRONG_MODEL_KIND for any other model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """Tells how likely a language model finds a text, token by token. Nothing is generated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +182,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=lares_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
                     response_serializer=lares_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=lares_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.FromString,
+                    response_serializer=lares_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=lares_dot_inference_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
+                    response_serializer=lares_dot_inference_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
+            ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
                     request_deserializer=lares_dot_inference_dot_v1_dot_inference__pb2.LoadModelRequest.FromString,
@@ -196,7 +231,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """InferenceService loads models into workers, generates text and computes embeddings.
+    """InferenceService loads models into workers, generates text, computes embeddings and scores texts.
 
     A model that is asked for and not in memory is loaded first. Errors are google.rpc.Status with an ErrorInfo whose reason is stable
     (for example MODEL_NOT_FOUND), and a BadRequest that names the field where a field is at fault.
@@ -246,6 +281,60 @@ class InferenceService:
             '/lares.inference.v1.InferenceService/Embed',
             lares_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
             lares_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lares.inference.v1.InferenceService/Rerank',
+            lares_dot_inference_dot_v1_dot_inference__pb2.RerankRequest.SerializeToString,
+            lares_dot_inference_dot_v1_dot_inference__pb2.RerankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lares.inference.v1.InferenceService/Score',
+            lares_dot_inference_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+            lares_dot_inference_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,12 +1,14 @@
 """The runner as an Engine: chunks in, picked tokens out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from services.inference.adapters.prompt_scores import Top, score_rows
 from services.inference.adapters.runner.batch import Batch, Batcher, rows_of, sent
 from services.inference.adapters.runner.graphs import DecodeSteps
 from services.inference.adapters.runner.kv_pool import KvPool
@@ -42,14 +44,14 @@ class RunnerEngine:
         """One pass over all chunks."""
         ordered, hidden = self._hidden(chunks)
         scored = self._score(ordered, hidden)
-        results = {id(chunk): ChunkResult(None, scored.get(id(chunk), ())) for chunk in ordered}
+        results = {id(chunk): scored.get(id(chunk), ChunkResult()) for chunk in ordered}
         picking = [(chunk, rows[-1]) for chunk, rows in rows_of(ordered) if chunk.picks]
         if picking:
             rows = sent(torch.tensor([row for _, row in picking]), hidden.device)
             logits = self._decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows])
             picks = pick(logits, [chunk.sequence for chunk, _ in picking])  # From (picking, vocab).
             for (chunk, _), picked in zip(picking, picks, strict=True):
-                results[id(chunk)] = ChunkResult(picked, results[id(chunk)].prompt_logprobs)
+                results[id(chunk)] = replace(results[id(chunk)], picked=picked)
         return [results[id(chunk)] for chunk in chunks]
 
     def release(self, sequence: EngineSequence) -> None:
@@ -90,19 +92,22 @@ class RunnerEngine:
         batch = self._batcher.make(chunks)
         return batch.chunks, self._decoder.hidden(batch, self._pool, self._active(batch))
 
-    def _score(self, ordered: Sequence[Chunk], hidden: Tensor) -> dict[int, tuple[float, ...]]:
+    def _score(self, ordered: Sequence[Chunk], hidden: Tensor) -> dict[int, ChunkResult]:
         """Log probabilities of prompt tokens, by the chunk that comes before each."""
-        scored: dict[int, tuple[float, ...]] = {}
+        scored: dict[int, ChunkResult] = {}
         for chunk, rows in rows_of(ordered):
             if not chunk.sequence.wants_prompt_logprobs:
                 continue
             prompt, start = chunk.sequence.prompt, chunk.start
             following = torch.tensor(prompt[start + 1 : start + chunk.num_tokens + 1], device=hidden.device)
-            found: list[float] = []
+            told: list[float] = []
+            tops: list[Top] = []
             for begin in range(0, len(following), _SCORED_ROWS):
                 wanted = following[begin : begin + _SCORED_ROWS]  # (rows,)
                 known = hidden[rows.start + begin : rows.start + begin + len(wanted)]
-                logprobs = self._decoder.logits(known).float().log_softmax(-1)  # (rows, vocab)
-                found.extend(logprobs.gather(1, wanted[:, None])[:, 0].tolist())
-            scored[id(chunk)] = tuple(found)
+                logits = self._decoder.logits(known)  # (rows, vocab)
+                some, likely = score_rows(logits, wanted, chunk.sequence.num_logprobs or 0)
+                told.extend(some)
+                tops.extend(likely)
+            scored[id(chunk)] = ChunkResult(prompt_logprobs=tuple(told), prompt_tops=tuple(tops))
         return scored

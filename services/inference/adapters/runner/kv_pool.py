@@ -7,6 +7,9 @@ two blocks are never given to a sequence. One stays zero: tables of unequal leng
 go keys and values of rows that only fill up a batch of a fixed size.
 """
 
+import math
+import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,8 +34,7 @@ class KvPool:
     ) -> "KvPool":
         """Room for num_blocks blocks. On a CPU, memory is taken as blocks are first written."""
         shape = (num_blocks + 2, 2, architecture.num_kv_heads, BLOCK_SIZE, architecture.head_size)
-        layers = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in architecture.layers)
-        return cls(layers, num_blocks)
+        return cls(tuple(_zeros(shape, dtype, device) for _ in architecture.layers), num_blocks)
 
     @property
     def null_block(self) -> int:
@@ -48,3 +50,11 @@ class KvPool:
     def num_bytes(self) -> int:
         """Of all blocks together."""
         return sum(layer.nbytes for layer in self.layers)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU in fresh pages, which torch.zeros would write to, and so take, at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(*shape)

@@ -1,6 +1,7 @@
 """Inference over real gRPC with real workers and a tiny random model."""
 
 import asyncio
+import math
 import os
 import signal
 from typing import Any
@@ -60,6 +61,7 @@ async def test_a_generation_is_started_then_deltas_then_usage_then_finished(runn
 
     # The same worker answers all that follows: a test that starts one takes seconds.
     await check_knobs(running)
+    await check_scores(running)
     await check_refusals(running)
     await check_cancellation(running)
     await check_death(running)
@@ -95,6 +97,67 @@ async def check_knobs(running: Running) -> None:
     assert stopped[-1].finished.choices[0].reason == pb.FINISH_REASON_STOP
     assert stopped[-1].finished.choices[0].stop == letter * 3
     assert stopped[-2].usage.completion_tokens >= 10
+
+
+async def check_scores(running: Running) -> None:
+    text = "score this text"
+    with translate_errors():
+        score = await running.stub.Score(pb.ScoreRequest(model="tiny", text=text, top_logprobs=2))
+        again = await running.stub.Score(
+            pb.ScoreRequest(
+                model="tiny", tokens=pb.TokenPrompt(token_ids=[token.token_id for token in score.tokens])
+            )
+        )
+        single = await running.stub.Score(pb.ScoreRequest(model="tiny", text="s"))
+    assert b"".join(token.raw for token in score.tokens) == text.encode()
+    assert not score.tokens[0].HasField("logprob")
+    logprobs = [token.logprob for token in score.tokens[1:]]
+    assert score.sum_logprob == pytest.approx(sum(logprobs))
+    assert score.perplexity == pytest.approx(math.exp(-sum(logprobs) / len(logprobs)))
+    assert [len(token.top) for token in score.tokens] == [0] + [2] * len(logprobs)
+    assert [token.logprob for token in again.tokens] == pytest.approx([0.0, *logprobs], abs=1e-4)
+    assert score.usage.prompt_tokens == len(score.tokens)
+    assert score.version == "models/tiny/versions/v1"
+    assert (single.sum_logprob, single.HasField("perplexity")) == (0.0, False)
+
+    # What an echo tells of the prompt is the same.
+    output = pb.OutputOptions(echo=True, logprobs=True, top_logprobs=1, num_choices=2)
+    stop = pb.StopConditions(max_tokens=2, ignore_eos=True)
+    for request in (
+        text_request(text, output=output, stop=stop),
+        pb.GenerateRequest(
+            model="tiny",
+            tokens=pb.TokenPrompt(token_ids=[token.token_id for token in score.tokens]),
+            output=output,
+            stop=stop,
+        ),
+    ):
+        events = await generate(running, request)
+        assert text_of(events, 0).startswith(text)
+        assert text_of(events, 1).startswith(text)
+        (echoed,) = (event.delta.prompt for event in events if event.delta.prompt)
+        assert [token.logprob for token in echoed] == pytest.approx([0.0, *logprobs], abs=1e-4)
+
+    refusals: list[tuple[pb.ScoreRequest, type[LaresError], str]] = [
+        (pb.ScoreRequest(model="tiny"), InvalidArgument, "prompt"),
+        (pb.ScoreRequest(model="tiny", text=""), InvalidArgument, "text"),
+        (pb.ScoreRequest(model="tiny", tokens=pb.TokenPrompt()), InvalidArgument, "tokens.token_ids"),
+        (pb.ScoreRequest(model="tiny", tokens=pb.TokenPrompt(token_ids=[999])), InvalidArgument, "prompt"),
+        (pb.ScoreRequest(model="tiny", text="x", top_logprobs=21), InvalidArgument, "top_logprobs"),
+        (pb.ScoreRequest(model="tiny", text="x", cache_salt="x" * 129), InvalidArgument, "cache_salt"),
+        (pb.ScoreRequest(model="tiny", text="x" * 513), ContextLengthExceeded, "messages"),
+        (pb.ScoreRequest(model="", text="x"), InvalidArgument, "model"),
+        (pb.ScoreRequest(model="nobody", text="x"), ModelNotFound, "model"),
+    ]
+    for refused, error_class, field in refusals:
+        with pytest.raises(error_class) as caught, translate_errors():
+            await running.stub.Score(refused)
+        assert [violation.field for violation in caught.value.violations] == [field]
+    with (
+        translate_errors()
+    ):  # A text that fills the context to the last token has no room for one more, nor needs it.
+        whole = await running.stub.Score(pb.ScoreRequest(model="tiny", text="x" * 512))
+    assert len(whole.tokens) == 512
 
 
 async def check_refusals(running: Running) -> None:

@@ -62,6 +62,20 @@ def test_sentence_transformers_embed_and_tell_their_own_length(tmp_path: Path) -
     assert facts.context_length == 256
 
 
+@pytest.mark.parametrize("labels", [{"id2label": {"0": "LABEL_0"}}, {"num_labels": 1}])
+def test_a_classifier_with_one_label_reranks(tmp_path: Path, labels: dict[str, object]) -> None:
+    config = {"architectures": ["XLMRobertaForSequenceClassification"], "max_position_embeddings": 514}
+    facts = facts_of(tmp_path, {"config.json": config | labels, "model.safetensors": WEIGHTS})
+    assert (facts.kind, facts.capabilities) == (ModelKind.RERANKING, (Capability.RERANKING,))
+
+
+@pytest.mark.parametrize("labels", [{}, {"id2label": {"0": "good", "1": "bad"}}, {"num_labels": 3}])
+def test_a_classifier_with_several_labels_is_refused(tmp_path: Path, labels: dict[str, object]) -> None:
+    config = {"architectures": ["BertForSequenceClassification"]} | labels
+    with pytest.raises(UnsupportedFormat, match="labels apart"):
+        facts_of(tmp_path, {"config.json": config, "model.safetensors": WEIGHTS})
+
+
 @pytest.mark.parametrize(
     ("end", "capabilities"),
     [

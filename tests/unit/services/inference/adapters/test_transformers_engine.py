@@ -1,16 +1,26 @@
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    BambaConfig,
+    BloomConfig,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    RwkvConfig,
+)
 
 from services.inference.core.engine import EngineSequence
 from services.inference.core.sampling import Sampling
 from services.kit.errors import UnsupportedFormat
 from tests.contract.engine_driver import Driver, run, sequence
-from tests.contract.tiny_llama import EOS, tiny_engine, tiny_llama
+from tests.contract.tiny_llama import EOS, VOCAB_SIZE, tiny_engine, tiny_llama
 
 # peft still asks transformers by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -57,6 +67,46 @@ def test_log_probabilities_are_those_of_the_model():
         expected = model(torch.tensor([[1, 2, 3]])).logits[0, -1].log_softmax(-1).topk(5)
     assert [token for token, _ in picked.top] == expected.indices.tolist()
     assert [logprob for _, logprob in picked.top] == pytest.approx(expected.values.tolist(), abs=1e-5)
+
+
+SMALL: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2}
+HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "sliding windows": lambda: MistralConfig(**SMALL, **HEADS, sliding_window=8),
+    "no positions": lambda: BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4),
+    "states only": lambda: MambaConfig(**SMALL, state_size=8),
+    "states and attention": lambda: BambaConfig(
+        **SMALL, **HEADS, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_other_architectures_say_and_score_in_chunks_what_one_pass_over_all_gives(kind: str):
+    config = ARCHITECTURES[kind]()
+    config.initializer_range = 0.3
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.train(False)
+    prompt = tuple(range(20, 61))
+    expected = list(prompt)
+    with torch.inference_mode():
+        for _ in range(8):
+            logits = model(torch.tensor([expected]), use_cache=False).logits[0]  # (tokens, vocab)
+            expected.append(int(logits[-1].argmax()))
+    logprobs = logits[: len(prompt) - 1].log_softmax(-1)
+    scores = [float(logprobs[i, token]) for i, token in enumerate(prompt[1:])]
+    driver = Driver(tiny_engine(model), max_batch_tokens=7)
+    plain, scored = sequence(1, prompt), sequence(2, prompt)
+    scored.wants_prompt_logprobs = True
+    assert driver.run([plain, scored], 8) == [expected[len(prompt) :]] * 2
+    assert driver.prompt_logprobs[2] == pytest.approx(scores, abs=1e-3)
+
+
+def test_an_architecture_that_keeps_its_state_elsewhere_is_refused():
+    model = AutoModelForCausalLM.from_config(RwkvConfig(**SMALL, attention_hidden_size=32))
+    with pytest.raises(UnsupportedFormat, match="RwkvForCausalLM"):
+        tiny_engine(model)
 
 
 @pytest.fixture

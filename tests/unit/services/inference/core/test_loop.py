@@ -171,7 +171,7 @@ def test_a_prompt_is_scored_without_an_answer():
     scoring = LoopRequest(1, tuple(range(20)), seed=1, stop=StopConditions(max_tokens=0), scores_prompt=True)
     loop.add(scoring)
     updates = drain(loop)[1]
-    assert [len(update.prompt_logprobs) for update in updates] == [0, 19]
+    assert [len(update.prompt) for update in updates] == [0, 20]
     assert updates[0].started is not None
     ended = updates[-1].ended
     assert ended is not None
@@ -186,7 +186,7 @@ def test_a_prompt_is_scored_once_before_the_answers_of_all_choices():
     loop = make_loop(FakeEngine(script=list(b"abc")))
     loop.add(request(1, scores_prompt=True, output=OutputOptions(num_choices=3)))
     updates = drain(loop)[1]
-    assert [len(update.prompt_logprobs) for update in updates if update.prompt_logprobs] == [2]
+    assert [len(update.prompt) for update in updates if update.prompt] == [3]
     assert [said(updates, choice) for choice in range(3)] == ["abc"] * 3
 
 
@@ -281,3 +281,38 @@ def test_what_a_request_is_told_depends_neither_on_the_others_nor_on_memory_nor_
     assert {key: [said(value, choice) for choice in range(3)] for key, value in told.items()} == alone
     assert engine.num_sequences == 0
     assert loop.stats().num_used_blocks == 0
+
+
+@pytest.mark.parametrize("max_tokens", [0, 2])
+@pytest.mark.parametrize("max_batch_tokens", [4, 512])
+def test_a_scored_prompt_is_told_once_with_all_its_tokens(max_tokens: int, max_batch_tokens: int):
+    loop = StepLoop(
+        FakeEngine(script=list(b"xy")), ByteVocabulary(), max_sequences=4, max_batch_tokens=max_batch_tokens
+    )
+    prompt = tuple(b"many tokens")
+    loop.add(
+        LoopRequest(
+            1,
+            prompt,
+            seed=5,
+            stop=StopConditions(max_tokens=max_tokens),
+            output=OutputOptions(logprobs=True, top_logprobs=2, num_choices=1 + max_tokens),
+            scores_prompt=True,
+        )
+    )
+    updates = drain(loop)[1]
+    (tokens,) = (update.prompt for update in updates if update.prompt)
+    assert b"".join(token.raw for token in tokens) == b"many tokens"
+    assert tuple(token.token_id for token in tokens) == prompt
+    assert [token.logprob is None for token in tokens] == [True] + [False] * 10
+    assert [len(token.top) for token in tokens] == [0] + [2] * 10
+    ended = updates[-1].ended
+    assert ended is not None
+    assert ended.num_completion_tokens == max_tokens * (1 + max_tokens)
+
+
+def test_a_prompt_of_one_token_is_scored_without_a_number():
+    loop = make_loop(FakeEngine())
+    loop.add(LoopRequest(1, (65,), seed=5, stop=StopConditions(max_tokens=0), scores_prompt=True))
+    (token,) = drain(loop)[1][0].prompt
+    assert (token.raw, token.logprob, token.top) == (b"A", None, ())

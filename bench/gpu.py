@@ -27,6 +27,7 @@ from services.inference.adapters.runner.load import load_runner, read_architectu
 from services.inference.core.engine import Chunk, Engine, EngineSequence
 from services.inference.core.sampling import Sampling
 
+_CARD: Final = "cuda:0"
 _SIZES: Final = (1, 16, 64, 256)
 _PROMPT_TOKENS: Final = 128
 _ANSWER_TOKENS: Final = 128
@@ -78,12 +79,12 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         tiny = saved_llama(Path(scratch) / "tiny", _TINY)
-        is_right = same_tokens(tiny, "cuda:0")
+        is_right = same_tokens(tiny, _CARD)
         print(f"Tiny model in float32, card and CPU: {'same tokens' if is_right else 'OTHER TOKENS'}\n")
         folder = asked.folder or saved_llama(Path(scratch) / "smollm2", _SMOLLM2)
         print(f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}, {folder.name}, bfloat16\n")
-        print(agreement(folder))
-        print(table(list(measure(folder))))
+        print(agreement(folder, _CARD))
+        print(table(list(measure(folder, _CARD, _SIZES, copy_bandwidth(_CARD)))))
     return 0 if is_right else 1
 
 
@@ -149,12 +150,12 @@ def same_tokens(folder: Path, device: str) -> bool:
     )
 
 
-def agreement(folder: Path) -> str:
+def agreement(folder: Path, device: str) -> str:
     """How far greedy answers agree with transformers in bfloat16, where equal logits are common."""
-    runner = engine(folder, "cuda:0", torch.bfloat16, cuda_graphs=True, num_sequences=8)
+    runner = engine(folder, device, torch.bfloat16, cuda_graphs=True, num_sequences=8)
     prompts = prompts_for(8, runner.facts.vocab_size)
     ours, _ = generate(runner, prompts, 64)
-    peer = Peer(folder, "cuda:0")
+    peer = Peer(folder, device)
     theirs = [peer.answers([prompt], 64)[0] for prompt in prompts]
     num_same = sum(
         mine == other
@@ -164,17 +165,19 @@ def agreement(folder: Path) -> str:
     return f"Greedy in bfloat16 beside transformers: {num_same} of {8 * 64} tokens the same\n"
 
 
-def measure(folder: Path) -> Iterator[Measured]:
-    """Each number of sequences, recorded steps on and off, beside transformers' generate."""
-    copied_per_s = copy_bandwidth()
-    peer = Peer(folder, "cuda:0")
-    for num_sequences in _SIZES:
+def measure(folder: Path, device: str, sizes: Sequence[int], copied_per_s: float) -> Iterator[Measured]:
+    """Each number of sequences, recorded steps on and off, beside transformers' generate.
+
+    copied_per_s: as `copy_bandwidth` tells.
+    """
+    peer = Peer(folder, device)
+    for num_sequences in sizes:
         prompts: list[list[int]] = []
         theirs = 0.0
         for cuda_graphs in (True, False):
             torch.cuda.empty_cache()
             runner = engine(
-                folder, "cuda:0", torch.bfloat16, cuda_graphs=cuda_graphs, num_sequences=num_sequences
+                folder, device, torch.bfloat16, cuda_graphs=cuda_graphs, num_sequences=num_sequences
             )
             if not prompts:
                 prompts = prompts_for(num_sequences, runner.facts.vocab_size)
@@ -193,9 +196,9 @@ def measure(folder: Path) -> Iterator[Measured]:
         yield Measured(num_sequences, "transformers", theirs, None, None)
 
 
-def copy_bandwidth() -> float:
+def copy_bandwidth(device: str) -> float:
     """Bytes a second, read and written, of a copy within the card."""
-    source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device="cuda:0")
+    source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times: list[float] = []
     for _ in range(10):

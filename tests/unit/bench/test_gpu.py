@@ -32,6 +32,14 @@ def test_the_tiny_model_picks_the_same_tokens_again(tmp_path: Path):
     assert gpu.same_tokens(gpu.saved_llama(tmp_path / "tiny", gpu._TINY), "cpu")
 
 
+def test_what_is_measured_on_a_card_can_be_measured_anywhere(tmp_path: Path):
+    folder = gpu.saved_llama(tmp_path / "tiny", gpu._TINY | {"dtype": "bfloat16"})
+    rows = list(gpu.measure(folder, "cpu", [2], 1e12))
+    assert [row.way for row in rows] == ["graphs on", "graphs off", "transformers"]
+    assert all(row.tokens_per_s > 0 for row in rows)
+    assert "of 512 tokens the same" in gpu.agreement(folder, "cpu")
+
+
 def test_the_table_leaves_out_what_a_peer_has_not():
     rows = [
         gpu.Measured(16, "graphs on", 1234.5, 0.42, 3.21),

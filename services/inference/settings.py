@@ -12,8 +12,12 @@ class InferenceSettings(ServiceSettings):
 
     section: ClassVar[str] = "inference"
 
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where models compute: auto takes a graphics card if the model fits it."
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="Where models compute: auto takes a CUDA card if the model fits it."
+    )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="Record the steps of a model on a CUDA card and replay them; off, they are launched one by one.",
     )
     max_models: int = Field(
         default=3,

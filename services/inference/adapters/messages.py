@@ -35,7 +35,7 @@ class EngineInit(msgspec.Struct, frozen=True):
     """folder: safetensors, config and tokenizer. device: `cpu`, `cuda:0`.
 
     max_sequences: that run at once. max_batch_tokens: computed in one step. kv_bytes: for keys and values; 0
-    leaves it to the engine.
+    leaves it to the engine. cuda_graphs: record decode steps on a CUDA card.
     """
 
     folder: str
@@ -43,6 +43,7 @@ class EngineInit(msgspec.Struct, frozen=True):
     max_sequences: int
     max_batch_tokens: int = 512
     kv_bytes: int = 0
+    cuda_graphs: bool = True
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):

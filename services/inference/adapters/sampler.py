@@ -122,6 +122,8 @@ def _counted(
 
 def _draw(logits: Tensor, sequences: Sequence[EngineSequence]) -> list[int]:
     """logits: (rows, vocab) with bias and penalties in. Rows that need sorting are sorted; the others are spared it."""
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # Apple's cards have no float64, which the cumulative distribution is in.
     temperatures = _column(logits, [s.sampling.temperature for s in sequences])  # (rows, 1)
     # Below the highest first: a tiny temperature must not make infinities of logits.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures

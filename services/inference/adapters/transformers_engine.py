@@ -190,6 +190,7 @@ def load_transformers_engine(
         shares_blocks=False,
         weights_bytes=weights_bytes,
         kv_bytes=num_blocks * block_bytes,
+        note=placement.note,
     )
     return TransformersEngine(model, facts)
 

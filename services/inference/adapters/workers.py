@@ -64,6 +64,8 @@ class ProcessWorkerFactory:
         max_sequences: int,
         max_batch_tokens: int,
         load_timeout_s: float,
+        cuda_graphs: bool,
+        uses_mps: bool = False,
     ) -> None:
         self._converter = converter
         self._store = store
@@ -71,6 +73,8 @@ class ProcessWorkerFactory:
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
         self._load_timeout_s = load_timeout_s
+        self._cuda_graphs = cuda_graphs
+        self._uses_mps = uses_mps
 
     async def estimate(self, model: ResolvedModel) -> Sequence[MemoryEstimate]:
         """By the headers of the files, or by the record where there are none yet."""
@@ -113,10 +117,12 @@ class ProcessWorkerFactory:
             target, events = "services.inference.adapters.engine_worker:main", EngineEvent
             init = EngineInit(
                 folder=folder,
-                device=plan.device,
+                # An Apple card shares the machine's memory, so that memory is planned as if there were none.
+                device="mps" if self._uses_mps else plan.device,
                 max_sequences=self._max_sequences,
                 max_batch_tokens=self._max_batch_tokens,
                 kv_bytes=plan.kv_bytes,
+                cuda_graphs=self._cuda_graphs,
             )
         return WorkerSpec(
             name=model.name,

@@ -58,22 +58,14 @@ class Batch:
     """A step. T rows.
 
     chunks: in the order of the rows. token_ids, positions: (T,). kv_rows: (T * 2 * kv heads,) into the pool's rows of
-    (head size,). last_rows: (chunks,) each chunk's last row. plans: by window.
+    (head size,). plans: by window.
     """
 
     chunks: tuple[Chunk, ...]
     token_ids: Tensor
     positions: Tensor
     kv_rows: Tensor
-    last_rows: Tensor
     plans: dict[int | None, AttentionPlan]
-
-    def rows(self) -> Iterator[tuple[Chunk, range]]:
-        """Each chunk and its rows."""
-        first = 0
-        for chunk in self.chunks:
-            yield chunk, range(first, first + chunk.num_tokens)
-            first += chunk.num_tokens
 
 
 class Batcher:
@@ -97,7 +89,6 @@ class Batcher:
         token_ids: list[int] = []
         positions: list[int] = []
         blocks: list[int] = []
-        last_rows: list[int] = []
         for chunk in ordered:
             sequence, start = chunk.sequence, chunk.start
             stop = start + chunk.num_tokens
@@ -105,7 +96,6 @@ class Batcher:
             positions.extend(range(start, stop))
             table = sequence.blocks
             blocks.extend(table[position // BLOCK_SIZE] for position in range(start, stop))
-            last_rows.append(len(token_ids) - 1)
         at = torch.tensor(positions)  # (T,)
         # (T, 2, kv heads) rows of (head size,), from (block, kind and head, place in the block).
         rows = torch.tensor(blocks)[:, None, None] * (2 * self._num_kv_heads) + self._head_rows
@@ -121,10 +111,9 @@ class Batcher:
         }
         return Batch(
             tuple(ordered),
-            torch.tensor(token_ids, device=self._device),
-            at.to(self._device),
-            kv_rows.flatten().to(self._device),
-            torch.tensor(last_rows, device=self._device),
+            sent(torch.tensor(token_ids), self._device),
+            sent(at, self._device),
+            sent(kv_rows.flatten(), self._device),
             plans,
         )
 
@@ -167,7 +156,7 @@ class Batcher:
         return DecodeGroup(
             (first_row, first_row + len(chunks)),
             self._gather(torch.tensor(padded)),
-            wide.reshape(len(chunks) * self._num_kv_heads, self._num_shared, -1).to(self._device),
+            sent(wide.reshape(len(chunks) * self._num_kv_heads, self._num_shared, -1), self._device),
         )
 
     def _parts(self, chunks: Sequence[Chunk], first_row: int, window: int | None) -> list[PrefillPart]:
@@ -182,7 +171,22 @@ class Batcher:
     def _gather(self, tables: Tensor) -> Tensor:
         """tables: (rows, blocks). Returns (2 * rows * kv heads * blocks,), keys before values."""
         rows = tables[None, :, None, :] * (2 * self._num_kv_heads) + self._head_rows[:, None, :, None]
-        return rows.flatten().to(self._device)
+        return sent(rows.flatten(), self._device)
+
+
+def rows_of(chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, range]]:
+    """Each chunk and its rows, of chunks in the order of the rows."""
+    first = 0
+    for chunk in chunks:
+        yield chunk, range(first, first + chunk.num_tokens)
+        first += chunk.num_tokens
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on its way to the device. A CUDA card fetches it from pinned memory, and nobody waits."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _visible_blocks(chunk: Chunk, window: int | None) -> tuple[Sequence[int], int]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from services.inference.adapters.prompt_scores import Top, score_rows
-from services.inference.adapters.runner.batch import Batch, Batcher
+from services.inference.adapters.runner.batch import Batch, Batcher, rows_of, sent
+from services.inference.adapters.runner.graphs import DecodeSteps
 from services.inference.adapters.runner.kv_pool import KvPool
 from services.inference.adapters.runner.lora import ActiveAdapter, Adapter, load_adapter
 from services.inference.adapters.runner.model import Decoder
@@ -21,30 +22,36 @@ _SCORED_ROWS: Final = 64
 
 
 class RunnerEngine:
-    """Implements the Engine port over a decoder and its pool of blocks."""
+    """Implements the Engine port over a decoder and its pool of blocks. steps: for what may be replayed."""
 
-    def __init__(self, decoder: Decoder, pool: KvPool, batcher: Batcher, facts: EngineFacts) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: KvPool,
+        batcher: Batcher,
+        facts: EngineFacts,
+        steps: DecodeSteps | None = None,
+    ) -> None:
         self.facts = facts
         self._decoder = decoder
         self._pool = pool
         self._batcher = batcher
+        self._steps = steps
         self._adapters: dict[str, Adapter] = {}
 
     @torch.inference_mode()
     def step(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """One pass over all chunks."""
-        batch = self._batcher.make(chunks)
-        hidden = self._decoder.hidden(batch, self._pool, self._active(batch))  # (T, hidden_size)
-        scored = self._score(batch, hidden)
-        picking = [index for index, chunk in enumerate(batch.chunks) if chunk.picks]
-        results = {id(chunk): scored.get(id(chunk), ChunkResult()) for chunk in batch.chunks}
+        ordered, hidden = self._hidden(chunks)
+        scored = self._score(ordered, hidden)
+        results = {id(chunk): scored.get(id(chunk), ChunkResult()) for chunk in ordered}
+        picking = [(chunk, rows[-1]) for chunk, rows in rows_of(ordered) if chunk.picks]
         if picking:
-            last = batch.last_rows if len(picking) == len(batch.chunks) else batch.last_rows[picking]
-            logits = self._decoder.logits(hidden[last])  # (picking, vocab)
-            sequences = [batch.chunks[index].sequence for index in picking]
-            for index, picked in zip(picking, pick(logits, sequences), strict=True):
-                key = id(batch.chunks[index])
-                results[key] = replace(results[key], picked=picked)
+            rows = sent(torch.tensor([row for _, row in picking]), hidden.device)
+            logits = self._decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows])
+            picks = pick(logits, [chunk.sequence for chunk, _ in picking])  # From (picking, vocab).
+            for (chunk, _), picked in zip(picking, picks, strict=True):
+                results[id(chunk)] = replace(results[id(chunk)], picked=picked)
         return [results[id(chunk)] for chunk in chunks]
 
     def release(self, sequence: EngineSequence) -> None:
@@ -70,16 +77,25 @@ class RunnerEngine:
             return [ActiveAdapter(self._adapters[name], None) for name in names]
         active = []
         for name in names:
-            rows = [row for chunk, rows in batch.rows() if chunk.sequence.adapter == name for row in rows]
+            rows = [
+                row for chunk, rows in rows_of(batch.chunks) if chunk.sequence.adapter == name for row in rows
+            ]
             active.append(
-                ActiveAdapter(self._adapters[name], torch.tensor(rows, device=batch.token_ids.device))
+                ActiveAdapter(self._adapters[name], sent(torch.tensor(rows), batch.token_ids.device))
             )
         return active
 
-    def _score(self, batch: Batch, hidden: Tensor) -> dict[int, ChunkResult]:
+    def _hidden(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], Tensor]:
+        """The chunks in the order of the rows, and their rows: (T, hidden_size)."""
+        if self._steps is not None and (replayed := self._steps.run(chunks)) is not None:
+            return chunks, replayed
+        batch = self._batcher.make(chunks)
+        return batch.chunks, self._decoder.hidden(batch, self._pool, self._active(batch))
+
+    def _score(self, ordered: Sequence[Chunk], hidden: Tensor) -> dict[int, ChunkResult]:
         """Log probabilities of prompt tokens, by the chunk that comes before each."""
         scored: dict[int, ChunkResult] = {}
-        for chunk, rows in batch.rows():
+        for chunk, rows in rows_of(ordered):
             if not chunk.sequence.wants_prompt_logprobs:
                 continue
             prompt, start = chunk.sequence.prompt, chunk.start

@@ -1,9 +1,10 @@
 """Keys and values of all sequences, in blocks of a fixed number of tokens.
 
-    pool[layer]     (num_blocks + 1, 2, kv heads, block_size, head size): keys are [:, 0], values [:, 1]
+    pool[layer]     (num_blocks + 2, 2, kv heads, block_size, head size): keys are [:, 0], values [:, 1]
 
 Heads come before tokens, so that the gathered keys of a head lie in one piece, which matrix products want. The last
-block is never given to a sequence and stays zero: tables of unequal length are filled up with it.
+two blocks are never given to a sequence. One stays zero: tables of unequal length are filled up with it. To the other
+go keys and values of rows that only fill up a batch of a fixed size.
 """
 
 import math
@@ -32,13 +33,18 @@ class KvPool:
         cls, architecture: Architecture, num_blocks: int, dtype: torch.dtype, device: torch.device
     ) -> "KvPool":
         """Room for num_blocks blocks. On a CPU, memory is taken as blocks are first written."""
-        shape = (num_blocks + 1, 2, architecture.num_kv_heads, BLOCK_SIZE, architecture.head_size)
+        shape = (num_blocks + 2, 2, architecture.num_kv_heads, BLOCK_SIZE, architecture.head_size)
         return cls(tuple(_zeros(shape, dtype, device) for _ in architecture.layers), num_blocks)
 
     @property
     def null_block(self) -> int:
         """The block of zeros."""
         return self.num_blocks
+
+    @property
+    def scrap_block(self) -> int:
+        """The block that no sequence reads."""
+        return self.num_blocks + 1
 
     @property
     def num_bytes(self) -> int:

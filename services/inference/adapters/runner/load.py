@@ -10,10 +10,13 @@ from services.inference.adapters.messages import EngineInit
 from services.inference.adapters.placement import Placement, num_kv_blocks
 from services.inference.adapters.runner.architecture import Architecture
 from services.inference.adapters.runner.batch import Batcher
+from services.inference.adapters.runner.cuda_ops import CudaOps
 from services.inference.adapters.runner.engine import RunnerEngine
+from services.inference.adapters.runner.graphs import DecodeSteps
 from services.inference.adapters.runner.kv_pool import BLOCK_SIZE, KvPool
 from services.inference.adapters.runner.model import Decoder, OnProgress
-from services.inference.adapters.runner.ops import TorchOps
+from services.inference.adapters.runner.ops import Ops, TorchOps
+from services.inference.adapters.runner.static_batch import StaticBatcher
 from services.inference.adapters.runner.weights import Checkpoint
 from services.inference.core.engine import EngineFacts
 from services.kit.errors import UnsupportedFormat
@@ -45,7 +48,12 @@ def load_runner(
     if architecture is None:
         return None
     dtype, device = placement.dtype, torch.device(placement.device)
-    decoder = Decoder(architecture, Checkpoint(folder, dtype, device), TorchOps(), on_progress)
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        # cuDNN, which torch asks first on some cards, plans anew for each shape, and no two chunks are of one.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    ops: Ops = CudaOps() if is_cuda else TorchOps()
+    decoder = Decoder(architecture, Checkpoint(folder, dtype, device), ops, on_progress)
     num_blocks = num_kv_blocks(
         init,
         placement,
@@ -64,6 +72,9 @@ def load_runner(
         shares_blocks=True,
         weights_bytes=decoder.num_bytes,
         kv_bytes=pool.num_bytes,
-        note=architecture.note,
+        note="; ".join(filter(None, (placement.note, architecture.note))),
     )
-    return RunnerEngine(decoder, pool, Batcher(architecture, pool, dtype, device), facts)
+    steps = None
+    if is_cuda and init.cuda_graphs:
+        steps = DecodeSteps.graphed(decoder, pool, StaticBatcher(architecture, pool, dtype, device), device)
+    return RunnerEngine(decoder, pool, Batcher(architecture, pool, dtype, device), facts, steps)

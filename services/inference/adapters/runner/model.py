@@ -79,7 +79,7 @@ class Decoder:
 
     def hidden(self, batch: Batch, pool: KvPool, adapters: Sequence[ActiveAdapter] = ()) -> Tensor:
         """Run all layers; keys and values go into the pool. Returns (T, hidden_size) float32, not normalized yet."""
-        architecture, ops = self.architecture, self._ops
+        architecture = self.architecture
         x = functional.embedding(batch.token_ids, self._embedding)  # (T, hidden)
         if architecture.scales_embedding:
             # The factor is rounded to the model's numbers, as it was when the model was trained.

@@ -152,7 +152,7 @@ class TorchOps:
         """One token a row over its gathered past. Returns (rows, H * D)."""
         first, last = group.rows
         batch, num_shared, num_keys = group.mask.shape
-        keys, values = _gathered(pool, group.gather).view(2, batch, num_keys, -1)
+        keys, values = gathered(pool, group.gather).view(2, batch, num_keys, -1)
         grouped = queries[first:last].reshape(batch, num_shared, -1)  # (rows * K, H / K, D)
         if softcap is None:
             scores = torch.baddbmm(group.mask, grouped, keys.transpose(1, 2), alpha=scale)
@@ -174,7 +174,7 @@ class TorchOps:
         first, last = part.rows
         num_kv_heads, head_size = pool.shape[2], pool.shape[4]
         num_shared = queries.shape[1] // num_kv_heads
-        keys, values = _gathered(pool, part.gather).view(2, num_kv_heads, -1, head_size)
+        keys, values = gathered(pool, part.gather).view(2, num_kv_heads, -1, head_size)
         output = queries.new_empty(last - first, num_kv_heads, num_shared, head_size)
         for begin in range(0, last - first, _TILE_ROWS):
             end = min(begin + _TILE_ROWS, last - first)
@@ -193,7 +193,7 @@ class TorchOps:
         return output.view(last - first, -1)
 
 
-def _gathered(pool: Tensor, rows: Tensor) -> Tensor:
+def gathered(pool: Tensor, rows: Tensor) -> Tensor:
     """Copies of the pool's rows of one head's block."""
     return pool.view(-1, pool.shape[3] * pool.shape[4]).index_select(0, rows)
 

@@ -14,7 +14,7 @@ from tests.contract.fake_engine import ByteVocabulary
 from tests.contract.tiny_llama import EOS, tiny_llama, tiny_runner
 
 NUM_PROMPTS = 200
-MAX_TOKENS = 24
+MAX_TOKENS = 40
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_one_at_a_time(prompts: list[tuple[int, ...]]):
 
 
 def test_among_32_with_cancellations_prefix_hits_and_preemptions(prompts: list[tuple[int, ...]]):
-    collected = Collected(tiny_runner(num_blocks=60), max_sequences=32, max_batch_tokens=50)
+    collected = Collected(tiny_runner(num_blocks=24), max_sequences=32, max_batch_tokens=50)
     rng = random.Random(12)
     waiting, live, kept = list(enumerate(prompts)), set[int](), []
     while waiting or live:
@@ -119,7 +119,7 @@ def test_a_seed_repeats_whatever_else_is_in_the_batch(prompts: list[tuple[int, .
     for request_id, prompt in enumerate(prompts[:20]):
         alone.add(request_id, prompt, hot)
         alone.finish()
-    among = Collected(tiny_runner(num_blocks=40), max_batch_tokens=40)
+    among = Collected(tiny_runner(num_blocks=16), max_batch_tokens=40)
     for request_id, prompt in enumerate(prompts[:20]):
         among.add(request_id, prompt, hot)
         among.add(100 + request_id, prompts[100 + request_id])

@@ -16,7 +16,7 @@ from services.inference.adapters.runner.engine import RunnerEngine
 from services.inference.adapters.runner.lora import MAX_RANK
 from services.inference.core.engine import Chunk, EngineSequence
 from services.kit.errors import UnsupportedFormat
-from tests.unit.services.inference.adapters.runner.test_families import sequence, tiny_model
+from tests.unit.services.inference.adapters.runner.tiny_models import sequence, tiny_model
 from tests.unit.services.inference.adapters.runner.tiny_runner import runner_engine
 
 # peft reads every attribute of a module by name, deprecated ones too.

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -19,15 +20,22 @@ from services.kit.worker_port import WorkerPort
 
 def main(init: ConvertInit, port: WorkerPort[ConvertInit, Converted]) -> None:
     """Convert, then be ready with what was made: the process ends with its one job."""
+    port.progress(LoadProgress(0.2))
+    target = Path(init.target)
+    convert_gguf(Path(init.source), target, lambda share: port.progress(LoadProgress(share)))
+    paths = tuple(sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()))
+    port.ready(Converted(f"gguf-to-safetensors transformers {transformers.__version__}", paths))
+
+
+def convert_gguf(source: Path, target: Path, on_progress: Callable[[float], None]) -> None:
+    """Write the one GGUF file in `source` as safetensors to `target`, once a process. Raises UnsupportedFormat."""
     quiet_libraries()
     use_all_cores()
-    port.progress(LoadProgress(0.2))
-    source, target = Path(init.source), Path(init.target)
     file = _only_gguf(source)
     _parse_once()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, local_files_only=True)
-        port.progress(LoadProgress(0.5))
+        on_progress(0.5)
         model = AutoModelForCausalLM.from_pretrained(
             source,
             gguf_file=file,
@@ -39,12 +47,10 @@ def main(init: ConvertInit, port: WorkerPort[ConvertInit, Converted]) -> None:
     # NotImplementedError is gguf's word for a quantization that it cannot undo.
     except (ValueError, KeyError, NotImplementedError, OSError, IndexError) as error:
         raise UnsupportedFormat(f"{file} cannot be converted: {error}") from error
-    port.progress(LoadProgress(0.8))
+    on_progress(0.8)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     _keep_recommendation(source, target)
-    paths = tuple(sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()))
-    port.ready(Converted(f"gguf-to-safetensors transformers {transformers.__version__}", paths))
 
 
 def _only_gguf(folder: Path) -> str:

@@ -138,7 +138,9 @@ class Architecture:
 
 
 def _is_quantized(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("quantization_config"))
+    """By others than us: our own form is in the weights, see artifact.py."""
+    how = config.get("quantization_config")
+    return bool(how) and not (isinstance(how, Mapping) and how.get("quant_method") == "lares")
 
 
 def _count(config: Mapping[str, Any], name: str) -> int:

@@ -15,8 +15,10 @@ from torch.nn import functional
 from services.inference.adapters.runner.architecture import Architecture
 from services.inference.adapters.runner.batch import Batch
 from services.inference.adapters.runner.kv_pool import KvPool
+from services.inference.adapters.runner.linear import Linear
 from services.inference.adapters.runner.lora import ActiveAdapter, Slot
-from services.inference.adapters.runner.ops import Linear, Ops
+from services.inference.adapters.runner.ops import Ops
+from services.inference.adapters.runner.quantize import Matrix
 from services.inference.adapters.runner.weights import Checkpoint
 
 OnProgress = Callable[[float], None]
@@ -189,13 +191,13 @@ def _layer(architecture: Architecture, checkpoint: Checkpoint, ops: Ops, prefix:
         norm=norm(f"{prefix}input_layernorm"),
         qkv=ops.linear(*_qkv(architecture, checkpoint, attention)),
         output=ops.linear(
-            checkpoint.get(f"{attention}o_proj.weight", (hidden, out_size)),
+            checkpoint.matrix([f"{attention}o_proj.weight"], [hidden], out_size),
             checkpoint.find(f"{attention}o_proj.bias", (hidden,)),
         ),
         mlp_norm=norm(f"{prefix}{mlp_norm}"),
         gate_up=ops.linear(*_gate_up(architecture, checkpoint, mlp)),
         down=ops.linear(
-            checkpoint.get(f"{mlp}down_proj.weight", (hidden, inner)),
+            checkpoint.matrix([f"{mlp}down_proj.weight"], [hidden], inner),
             checkpoint.find(f"{mlp}down_proj.bias", (hidden,)),
         ),
         query_norm=norm(f"{attention}q_norm", architecture.head_size) if heads else None,
@@ -212,28 +214,28 @@ def _norm(architecture: Architecture, checkpoint: Checkpoint, name: str, size: i
     return checkpoint.get(name, (size,))
 
 
-def _qkv(architecture: Architecture, checkpoint: Checkpoint, prefix: str) -> tuple[Tensor, Tensor | None]:
+def _qkv(architecture: Architecture, checkpoint: Checkpoint, prefix: str) -> tuple[Matrix, Tensor | None]:
     """Queries, keys and values as one matrix, and its bias."""
     rows = [
         heads * architecture.head_size
         for heads in (architecture.num_heads, architecture.num_kv_heads, architecture.num_kv_heads)
     ]
     if f"{prefix}qkv_proj.weight" in checkpoint:
-        return checkpoint.get(f"{prefix}qkv_proj.weight", (sum(rows), architecture.hidden_size)), None
+        return checkpoint.matrix([f"{prefix}qkv_proj.weight"], [sum(rows)], architecture.hidden_size), None
     names = [f"{prefix}{kind}_proj" for kind in "qkv"]
-    weight = checkpoint.stacked([f"{name}.weight" for name in names], rows, architecture.hidden_size)
+    weight = checkpoint.matrix([f"{name}.weight" for name in names], rows, architecture.hidden_size)
     biases = [checkpoint.find(f"{name}.bias", (size,)) for name, size in zip(names, rows, strict=True)]
     present = [bias for bias in biases if bias is not None]
     return weight, torch.cat(present) if len(present) == len(biases) else None
 
 
-def _gate_up(architecture: Architecture, checkpoint: Checkpoint, prefix: str) -> tuple[Tensor, Tensor | None]:
+def _gate_up(architecture: Architecture, checkpoint: Checkpoint, prefix: str) -> tuple[Matrix, Tensor | None]:
     """Gate and up as one matrix, and its bias."""
     hidden, inner = architecture.hidden_size, architecture.intermediate_size
     if f"{prefix}gate_up_proj.weight" in checkpoint:
-        return checkpoint.get(f"{prefix}gate_up_proj.weight", (2 * inner, hidden)), None
+        return checkpoint.matrix([f"{prefix}gate_up_proj.weight"], [2 * inner], hidden), None
     names = [f"{prefix}gate_proj", f"{prefix}up_proj"]
-    weight = checkpoint.stacked([f"{name}.weight" for name in names], [inner, inner], hidden)
+    weight = checkpoint.matrix([f"{name}.weight" for name in names], [inner, inner], hidden)
     biases = [checkpoint.find(f"{name}.bias", (inner,)) for name in names]
     present = [bias for bias in biases if bias is not None]
     return weight, torch.cat(present) if len(present) == len(biases) else None

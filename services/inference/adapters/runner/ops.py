@@ -13,28 +13,18 @@ from torch.nn import functional
 
 from services.inference.adapters.runner.architecture import Activation
 from services.inference.adapters.runner.batch import AttentionPlan, Batch, DecodeGroup, PrefillPart
+from services.inference.adapters.runner.linear import Linear
+from services.inference.adapters.runner.quantize import Matrix
+from services.inference.adapters.runner.quantized import quantized_linear
 
 # Rows of a chunk that attend at once: their scores then stay in the cache.
 _TILE_ROWS = 128
 
 
-class Linear(Protocol):
-    """A matrix, prepared once."""
-
-    @property
-    def num_bytes(self) -> int:
-        """What it takes in memory."""
-        ...
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: (T, in) in the model's number type. Returns (T, out) in the same."""
-        ...
-
-
 class Ops(Protocol):
     """What a model computes with."""
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def linear(self, weight: Matrix, bias: Tensor | None) -> Linear:
         """Prepare a matrix. weight: (out, in), which may be freed afterwards; bias: (out,)."""
         ...
 
@@ -101,8 +91,10 @@ class PackedLinear:
 class TorchOps:
     """The reference: plain torch, on any device."""
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """Packed where that can be."""
+    def linear(self, weight: Matrix, bias: Tensor | None) -> Linear:
+        """Packed where that can be; in fewer bits where there is a product for them."""
+        if not isinstance(weight, Tensor):
+            return quantized_linear(weight, bias) or self.linear(weight.dequantized(), bias)
         return PackedLinear(weight, bias) if PackedLinear.is_possible(weight) else DenseLinear(weight, bias)
 
     def norm(self, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:

@@ -13,15 +13,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from services.inference.adapters.runner.quantize import (
+    GROUP_SIZE,
+    NF4_BLOCK_SIZE,
+    Int4Matrix,
+    Int8Matrix,
+    Matrix,
+    Nf4Matrix,
+    Scheme,
+    quantize,
+    stack,
+)
 from services.kit.errors import UnsupportedFormat
 
 _INDEX: Final = "model.safetensors.index.json"
 
 
 class Checkpoint:
-    """All tensors of a folder. dtype, device: what they become."""
+    """All tensors of a folder. dtype, device: what they become. scheme: of matrices that are not quantized yet."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device, scheme: Scheme | None = None
+    ) -> None:
+        self._scheme = scheme
         self._dtype = dtype
         self._device = device
         self._files: dict[str, Any] = {}
@@ -57,11 +71,36 @@ class Checkpoint:
         """As `get`; None if it is missing."""
         return self.get(name, shape) if name in self else None
 
-    def stacked(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> Tensor:
-        """Matrices one above the other: (sum of num_rows, num_columns)."""
-        return torch.cat(
-            [self.get(name, (rows, num_columns)) for name, rows in zip(names, num_rows, strict=True)]
+    def matrix(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> Matrix:
+        """Matrices one above the other, in fewer bits where they are kept so or shall become so."""
+        return stack(
+            [self._matrix(name, (rows, num_columns)) for name, rows in zip(names, num_rows, strict=True)]
         )
+
+    def _matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
+        """By the tensors beside it, see artifact.py."""
+        num_rows, num_columns = shape
+        scale, offset, absmax = f"{name}_scale", f"{name}_offset", f"{name}_absmax"
+        halves = (num_rows, num_columns // 2)
+        if offset in self:
+            groups = (num_rows, num_columns // GROUP_SIZE)
+            return Int4Matrix(
+                self.get(name, halves, torch.uint8),
+                self.get(scale, groups, torch.bfloat16),
+                self.get(offset, groups, torch.bfloat16),
+                self._dtype,
+            )
+        if absmax in self:
+            blocks = (num_rows, num_columns // NF4_BLOCK_SIZE)
+            return Nf4Matrix(
+                self.get(name, halves, torch.uint8), self.get(absmax, blocks, torch.float32), self._dtype
+            )
+        if scale in self:
+            return Int8Matrix(
+                self.get(name, shape, torch.int8), self.get(scale, (num_rows,), torch.float32), self._dtype
+            )
+        weight = self.get(name, shape)
+        return weight if self._scheme is None else quantize(weight, self._scheme)
 
     def _opened(self, name: str) -> Any:
         opened = self._files.get(name)

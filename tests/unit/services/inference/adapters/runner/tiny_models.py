@@ -16,6 +16,7 @@ from services.inference.adapters.runner.batch import Batcher
 from services.inference.adapters.runner.kv_pool import BLOCK_SIZE, KvPool
 from services.inference.adapters.runner.model import Decoder
 from services.inference.adapters.runner.ops import Ops, TorchOps
+from services.inference.adapters.runner.quantize import Scheme
 from services.inference.adapters.runner.static_batch import StaticBatcher
 from services.inference.adapters.runner.weights import Checkpoint
 from services.inference.core.engine import Chunk, EngineSequence
@@ -125,10 +126,11 @@ class Runner:
         dtype: torch.dtype = torch.float32,
         ops: Ops | None = None,
         device: torch.device = CPU,
+        scheme: Scheme | None = None,
     ) -> None:
         architecture = Architecture.parse(json.loads((folder / "config.json").read_text()))
         assert architecture is not None
-        checkpoint = Checkpoint(folder, dtype, device)
+        checkpoint = Checkpoint(folder, dtype, device, scheme)
         self.decoder = Decoder(architecture, checkpoint, ops or TorchOps(), lambda share: None)
         self.pool = KvPool.allocate(architecture, NUM_BLOCKS, dtype, device)
         self.batcher = Batcher(architecture, self.pool, dtype, device)

@@ -38,12 +38,12 @@ WIDE = {
     "intermediate_size": 192,
     "head_dim": 32,
     "num_attention_heads": 4,
-    "initializer_range": 0.08,
+    "initializer_range": 0.05,
 }
-PROMPT = [random.Random(4).randrange(3, 199) for _ in range(90)]
+PROMPT = random.Random(4).choices(range(3, 199), k=90)
 
 # Norm of the logits' error over that of the logits, and the share of greedy picks that stay.
-BOUNDS: dict[Scheme, tuple[float, float]] = {"int8": (0.04, 0.9), "int4": (0.25, 0.6), "nf4": (0.3, 0.6)}
+BOUNDS: dict[Scheme, tuple[float, float]] = {"int8": (0.012, 0.95), "int4": (0.08, 0.88), "nf4": (0.1, 0.85)}
 
 # What perplexity on news may rise by.
 BARS: dict[Scheme, float] = {"int8": 1.01, "int4": 1.05}
@@ -68,7 +68,10 @@ def logits(runner: Runner) -> Tensor:
 def test_a_quantized_model_says_nearly_the_same(family: str, scheme: Scheme, tmp_path: Path):
     kind, changed = FAMILIES[family]
     sizes = {**WIDE, "num_key_value_heads": 2} | ({"head_dim": None} if kind == "Phi3" else {})
-    tiny_model(kind, {**changed, **sizes}).save_pretrained(tmp_path)
+    model = tiny_model(kind, {**changed, **sizes})
+    with torch.no_grad():  # Tokens must be told apart, by matrices that do not blow up small errors.
+        model.get_input_embeddings().weight.mul_(20)
+    model.save_pretrained(tmp_path)
     wanted = logits(Runner(tmp_path, torch.bfloat16))
     found = logits(Runner(tmp_path, torch.bfloat16, scheme=scheme))
     largest_error, least_agreement = BOUNDS[scheme]

@@ -18,7 +18,7 @@ from services.inference.core.inference import (
     GenerationStarted,
     PromptScored,
 )
-from services.inference.core.models import LoadedModel, LoadState
+from services.inference.core.models import LoadedModel, LoadState, Quantization
 from services.inference.core.prompts import (
     MAX_TEMPLATE_ARGUMENTS_BYTES,
     ChatMessage,
@@ -315,6 +315,17 @@ def keep_alive_from_proto(request: _HasKeepAlive) -> float | None:
     if not request.HasField("keep_alive"):
         return None
     return request.keep_alive.seconds + request.keep_alive.nanos / 1e9
+
+
+def quantization_from_proto(name: str) -> Quantization | None:
+    """None for an empty name. Raises InvalidArgument for one that is not known."""
+    if not name:
+        return None
+    try:
+        return Quantization(name)
+    except ValueError:
+        known = ", ".join(Quantization)
+        raise InvalidArgument.at("quantization", f"must be one of {known}") from None
 
 
 def required_model(name: str) -> str:

@@ -15,7 +15,7 @@ from services.inference.adapters.preloader import Preloader
 from services.inference.adapters.registry_catalog import RegistryCatalog
 from services.inference.adapters.workers import ProcessWorkerFactory
 from services.inference.core.inference import Inference
-from services.inference.core.models import PoolLimits
+from services.inference.core.models import PoolLimits, Quantization
 from services.inference.core.pool import ModelPool
 from services.inference.servicer import InferenceServicer
 from services.inference.settings import InferenceSettings
@@ -44,6 +44,7 @@ class InferenceService:
                 self._converter,
                 devices=memory.model_devices,
                 max_batch_tokens=settings.max_batch_tokens,
+                quantization=Quantization(settings.quantization),
             ),
             max_sequences=settings.max_sequences,
             max_batch_tokens=settings.max_batch_tokens,

@@ -59,7 +59,11 @@ class InferenceServicer(rpc.InferenceServiceServicer):
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Begin to load; the answer does not wait for the end."""
         keep_alive_s = convert.keep_alive_from_proto(request)
-        loaded = await self._inference.load(convert.required_model(request.model), keep_alive_s)
+        loaded = await self._inference.load(
+            convert.required_model(request.model),
+            keep_alive_s,
+            convert.quantization_from_proto(request.quantization),
+        )
         return pb.LoadModelResponse(loaded_model=convert.loaded_model_to_proto(loaded))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:

@@ -15,6 +15,11 @@ class InferenceSettings(ServiceSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="Where models compute: auto takes a CUDA card if the model fits it."
     )
+    quantization: Literal["auto", "bf16", "fp16", "fp32", "int8", "int4"] = Field(
+        default="auto",
+        description="Numbers for weights: auto takes the floats that the device computes with if the model fits"
+        " its memory so, else int8, else int4.",
+    )
     cuda_graphs: bool = Field(
         default=True,
         description="Record the steps of a model on a CUDA card and replay them; off, they are launched one by one.",

@@ -21,6 +21,7 @@ from services.registry.core.models import (
     ModelFilter,
     ModelKind,
     ModelState,
+    Perplexity,
     Resolution,
     Version,
     VersionKind,
@@ -130,7 +131,21 @@ def artifact_to_proto(artifact: Artifact) -> pb.Artifact:
         files=files_to_proto(artifact.files),
         producer=artifact.producer,
         create_time=time_to_proto(artifact.create_time),
+        perplexity=_perplexity_to_proto(artifact.perplexity) if artifact.perplexity is not None else None,
     )
+
+
+def _perplexity_to_proto(perplexity: Perplexity) -> pb.Perplexity:
+    return pb.Perplexity(
+        value=perplexity.value,
+        baseline=perplexity.baseline,
+        text_digest=perplexity.text_digest,
+        num_tokens=perplexity.num_tokens,
+    )
+
+
+def _perplexity_from_proto(message: pb.Perplexity) -> Perplexity:
+    return Perplexity(message.value, message.baseline, message.text_digest, message.num_tokens)
 
 
 def artifact_from_proto(message: pb.Artifact) -> Artifact:
@@ -141,6 +156,7 @@ def artifact_from_proto(message: pb.Artifact) -> Artifact:
         quantization=message.quantization,
         files=files_from_proto(message.files),
         producer=message.producer,
+        perplexity=_perplexity_from_proto(message.perplexity) if message.HasField("perplexity") else None,
     )
 
 

@@ -23,6 +23,7 @@ from services.registry.core.models import (
     ModelFilter,
     ModelKind,
     ModelState,
+    Perplexity,
     Version,
     VersionKind,
     VersionState,
@@ -214,13 +215,15 @@ async def test_the_filter_means_what_it_says_in_the_core(store: ModelStore, want
 
 async def test_a_version_comes_back_as_it_was_recorded(store: ModelStore) -> None:
     artifact = Artifact("safetensors", Format.SAFETENSORS, "bf16", (file("m.safetensors"),), "us", NOW)
+    measured = Perplexity(25.5, 25.25, f"sha256:{'1' * 64}", 2048)
+    int8 = replace(artifact, id="int8", perplexity=measured)
     await save(store, FULL_MODEL)
     await save_versions(store, FULL_VERSION)
     await store.write(lambda records: records.insert_artifact(FULL_VERSION, artifact))
-    await store.write(lambda records: records.insert_artifact(FULL_VERSION, replace(artifact, id="int8")))
+    await store.write(lambda records: records.insert_artifact(FULL_VERSION, int8))
 
     recorded = await store.read(lambda records: records.version("smollm2", "v1"))
-    assert recorded == replace(FULL_VERSION, artifacts=(replace(artifact, id="int8"), artifact))
+    assert recorded == replace(FULL_VERSION, artifacts=(int8, artifact))
     header = await store.read(lambda records: records.version_header("smollm2", "v1"))
     assert header == replace(FULL_VERSION, files=())
 

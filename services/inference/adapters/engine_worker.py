@@ -20,7 +20,7 @@ from services.inference.adapters.stats_reporter import StatsReporter
 from services.inference.core.engine import Engine
 from services.inference.core.loop import LoopRequest, StepLoop
 from services.inference.core.prompts import Prompt
-from services.kit.errors import LaresError
+from services.kit.errors import LaresError, UnsupportedFormat
 from services.kit.worker_port import Incoming, WorkerPort
 
 
@@ -37,10 +37,12 @@ def make_engine(init: EngineInit, folder: Path, end_token_ids: frozenset[int]) -
     from services.inference.adapters.runner.load import load_runner
 
     use_all_cores()
-    placement = place(folder, init.device)
+    placement = place(folder, init.device, init.weight_type)
     runner = load_runner(init, folder, placement, end_token_ids)
     if runner is not None:
         return runner
+    if init.weight_type in ("int8", "int4"):
+        raise UnsupportedFormat(f"{init.weight_type} is not offered for this family: load it as bf16 or fp32")
     from services.inference.adapters.transformers_engine import load_transformers_engine
 
     return load_transformers_engine(init, folder, placement, end_token_ids)

@@ -35,7 +35,8 @@ class EngineInit(msgspec.Struct, frozen=True):
     """folder: safetensors, config and tokenizer. device: `cpu`, `cuda:0`.
 
     max_sequences: that run at once. max_batch_tokens: computed in one step. kv_bytes: for keys and values; 0
-    leaves it to the engine. cuda_graphs: record decode steps on a CUDA card.
+    leaves it to the engine. cuda_graphs: record decode steps on a CUDA card. weight_type: `bf16`, `fp16`, `fp32`,
+    `int8`, `int4`; empty for the floats that the device computes with.
     """
 
     folder: str
@@ -44,6 +45,7 @@ class EngineInit(msgspec.Struct, frozen=True):
     max_batch_tokens: int = 512
     kv_bytes: int = 0
     cuda_graphs: bool = True
+    weight_type: str = ""
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
@@ -155,3 +157,30 @@ class Converted(msgspec.Struct, frozen=True):
 
     producer: str
     paths: tuple[str, ...]
+
+
+class QuantizeInit(msgspec.Struct, frozen=True):
+    """source: folder of safetensors. target: empty folder for them in fewer bits. scheme: `int8`, `int4`, `nf4`.
+
+    device: `cpu`, `cuda:0`, where it is done and measured.
+    """
+
+    source: str
+    target: str
+    scheme: str
+    device: str
+
+
+class Quantized(msgspec.Struct, frozen=True):
+    """producer: what made it, for the record. paths: of the files made, in the target folder.
+
+    perplexity, baseline: on the text of `text_digest`, of what was made and of what it was made from; baseline is 0
+    where memory is too short to have that too.
+    """
+
+    producer: str
+    paths: tuple[str, ...]
+    perplexity: float
+    baseline: float
+    text_digest: str
+    num_tokens: int

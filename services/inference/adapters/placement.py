@@ -24,6 +24,8 @@ _CUDA_HEADROOM: Final = 1.3
 # Of the memory that is free once the weights are in it, what keys and values may take unless told otherwise.
 _KV_SHARE: Final = 0.25
 
+_FLOATS: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
 _GIB: Final = 1024**3
 _BF16_CAPABILITY: Final = (8, 0)
 _BF16_MACOS: Final = 14
@@ -59,10 +61,14 @@ class Machine:
     mps_dtype: torch.dtype | None = None
 
 
-def place(folder: Path, device: str) -> Placement:
-    """Choose for this model. device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+def place(folder: Path, device: str, weight_type: str = "") -> Placement:
+    """Choose for this model. device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    weight_type: floats by name, `bf16`, are taken instead of the device's own; any other leaves those.
+    """
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return choose(device, int(num_bytes * _CUDA_HEADROOM), probe_machine(with_cards=device != "cpu"))
+    chosen = choose(device, int(num_bytes * _CUDA_HEADROOM), probe_machine(with_cards=device != "cpu"))
+    return replace(chosen, dtype=_FLOATS.get(weight_type, chosen.dtype))
 
 
 def probe_machine(*, with_cards: bool) -> Machine:

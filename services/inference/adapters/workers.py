@@ -4,6 +4,7 @@ import array
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -99,13 +100,24 @@ class ProcessWorkerFactory:
 
         worker: Worker[Any, Any] | None = None
         try:
-            async with self._converter.folder(model.version, converting) as folder:
+            async with self._folder(model, plan, converting) as folder:
                 worker = await Worker.start(self._spec(model, plan, str(folder)), on_progress=loading)
         except BaseException:  # Cancelled while the lease was given back: the worker is nobody's.
             if worker is not None:
                 await worker.kill("was not wanted any more")
             raise
         return ProcessModelWorker(worker, self._store)
+
+    def _folder(
+        self, model: ResolvedModel, plan: MemoryPlan, on_progress: Callable[[float], None]
+    ) -> contextlib.AbstractAsyncContextManager[Path]:
+        """In the form that was planned."""
+        weight_type = plan.estimate.weight_type
+        if weight_type not in ("int8", "int4"):
+            return self._converter.folder(model.version, on_progress)
+        # Cards multiply with other four bits than processors.
+        scheme = "nf4" if weight_type == "int4" and plan.device.startswith("cuda") else weight_type
+        return self._converter.quantized_folder(model.version, scheme, plan.device, on_progress)
 
     def _spec(self, model: ResolvedModel, plan: MemoryPlan, folder: str) -> WorkerSpec[Any, Any]:
         events: Any
@@ -123,6 +135,7 @@ class ProcessWorkerFactory:
                 max_batch_tokens=self._max_batch_tokens,
                 kv_bytes=plan.kv_bytes,
                 cuda_graphs=self._cuda_graphs,
+                weight_type=plan.estimate.weight_type,
             )
         return WorkerSpec(
             name=model.name,

@@ -4,12 +4,12 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
 from services.inference.core.events import Delta, Ended, ScoredToken
-from services.inference.core.models import LoadedModel, ModelKind, ResolvedModel
+from services.inference.core.models import LoadedModel, ModelKind, Quantization, ResolvedModel
 from services.inference.core.pool import ModelPool
 from services.inference.core.ports import Catalog, Embeddings, EmbedItem, WorkerRequest
 from services.inference.core.prompts import Prompt
@@ -281,9 +281,11 @@ class Inference:
                     tokens = update.prompt or tokens
         return Score(_checked(tokens), model.version.name, model.adapter.name if model.adapter else "")
 
-    async def load(self, name: str, keep_alive_s: float | None) -> LoadedModel:
-        """Begin to bring a model into memory."""
-        model = await self._catalog.resolve(name)
+    async def load(
+        self, name: str, keep_alive_s: float | None, quantization: Quantization | None = None
+    ) -> LoadedModel:
+        """Begin to bring a model into memory. One that is there already stays in the numbers that it is in."""
+        model = replace(await self._catalog.resolve(name), quantization=quantization)
         if model.kind is ModelKind.OTHER:
             raise WrongModelKind(f"{name} is no model for text: another service runs it")
         return await self._pool.load(model, keep_alive_s)

@@ -38,7 +38,7 @@ class MemoryEstimate:
 
     kv_bytes_per_token: of all layers; 0 for what keeps none. workspace_bytes: activations and logits of the
     largest step. process_bytes: what a worker takes of the device without a model; host_bytes: what one on a
-    card takes of the machine's own memory.
+    card takes of the machine's own memory. weight_type: `bf16`, `int8`, ...; empty where there is no choice.
     """
 
     device: str
@@ -48,6 +48,7 @@ class MemoryEstimate:
     workspace_bytes: int
     process_bytes: int
     host_bytes: int = 0
+    weight_type: str = ""
 
     @property
     def fixed_bytes(self) -> int:
@@ -57,7 +58,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Where one worker's memory goes. note: why it is not on a better device, or empty."""
+    """Where one worker's memory goes. note: why it is not on a better device or in better numbers, or empty."""
 
     estimate: MemoryEstimate
     kv_bytes: int

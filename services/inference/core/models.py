@@ -23,6 +23,17 @@ class Format(StrEnum):
     OTHER = "other"
 
 
+class Quantization(StrEnum):
+    """In which numbers weights are kept. AUTO: the device's own floats if they fit in memory, else fewer bits."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
     """A set of files that never changes.
@@ -49,13 +60,17 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What a served name means. name: what it is listed under in memory, `model` or `model:version`."""
+    """What a served name means. name: what it is listed under in memory, `model` or `model:version`.
+
+    quantization: as the caller wants it; None leaves it to the settings.
+    """
 
     name: str
     kind: ModelKind
     version: ModelVersion
     adapter: ModelVersion | None = None
     num_parameters: int = 0
+    quantization: Quantization | None = None
 
 
 class LoadState(StrEnum):

@@ -56,7 +56,7 @@ class RoomFinder:
             except InsufficientMemory as error:
                 refusal = error
                 continue
-            note = f"on {plan.device}: {refusal.message}" if refusal is not None else ""
+            note = f"{_where(estimate)}: {refusal.message}" if refusal is not None else ""
             return replace(room, plans=tuple(replace(plan, note=note) for plan in room.plans))
         assert refusal is not None
         raise refusal
@@ -122,3 +122,9 @@ class RoomFinder:
 
     def _freed_bytes(self, device: str) -> int:
         return sum(entry.reserved_bytes(device) for entry in self._evictable)
+
+
+def _where(estimate: MemoryEstimate) -> str:
+    """For a note."""
+    form = f"as {estimate.weight_type} " if estimate.weight_type else ""
+    return f"{form}on {estimate.device}"

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import RowMapping
 
-from services.registry.core.models import Artifact, Capability, Event, File, Model, Version
+from services.registry.core.models import Artifact, Capability, Event, File, Model, Perplexity, Version
 
 Row = dict[str, Any]
 
@@ -47,13 +47,17 @@ def version_from_row(
 
 def artifact_to_row(version: Version, artifact: Artifact) -> Row:
     """The row of `artifacts`."""
-    return _fields(artifact, without=("files",)) | {"model_id": version.model_id, "version_id": version.id}
+    row = _fields(artifact, without=("files", "perplexity"))
+    measured = None if artifact.perplexity is None else asdict(artifact.perplexity)
+    return row | {"model_id": version.model_id, "version_id": version.id, "perplexity": measured}
 
 
 def artifact_from_row(row: RowMapping, files: Iterable[File]) -> Artifact:
     """The other way."""
     values = {name: value for name, value in row.items() if name not in ("model_id", "version_id")}
-    return Artifact(**values, files=tuple(files))
+    measured = values.pop("perplexity")
+    perplexity = None if measured is None else Perplexity(**measured)
+    return Artifact(**values, files=tuple(files), perplexity=perplexity)
 
 
 def files_to_rows(version: Version, artifact_id: str, files: Sequence[File]) -> list[Row]:

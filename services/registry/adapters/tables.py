@@ -127,6 +127,7 @@ artifacts = Table(
     Column("quantization", Text, nullable=False),
     Column("producer", Text, nullable=False),
     Column("create_time", UtcTime, nullable=False),
+    Column("perplexity", JSON(none_as_null=True), nullable=True),
     ForeignKeyConstraint(
         ["model_id", "version_id"], ["versions.model_id", "versions.id"], ondelete="CASCADE"
     ),

@@ -94,8 +94,24 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How well weights foretell a text: e to the mean negative log probability of a token.
+
+    baseline: of the weights that they were made from, 0 if not measured. text_digest: `sha256:<hex>`.
+    """
+
+    value: float
+    baseline: float
+    text_digest: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
-    """A derived form of a version's weights, made here and kept so that it is made once."""
+    """A derived form of a version's weights, made here and kept so that it is made once.
+
+    perplexity: None if not measured.
+    """
 
     id: str
     format: Format = Format.UNSPECIFIED
@@ -103,6 +119,7 @@ class Artifact:
     files: tuple[File, ...] = ()
     producer: str = ""
     create_time: datetime = EPOCH
+    perplexity: Perplexity | None = None
 
 
 @dataclass(frozen=True, slots=True)

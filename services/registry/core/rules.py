@@ -1,6 +1,7 @@
 """What may be recorded: limits and grammar, each violation named by its field's path. Pure functions."""
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from services.registry.core.models import (
     Model,
     ModelFilter,
     ModelKind,
+    Perplexity,
     Version,
     VersionKind,
     VersionState,
@@ -154,6 +156,19 @@ def check_artifact(artifact: Artifact, *, field: str = "artifact") -> None:
     for name in ("quantization", "producer"):
         _check_text(getattr(artifact, name), f"{field}.{name}")
     check_files(artifact.files, field=f"{field}.files")
+    if artifact.perplexity is not None:
+        check_perplexity(artifact.perplexity, field=f"{field}.perplexity")
+
+
+def check_perplexity(perplexity: Perplexity, *, field: str) -> None:
+    """Raises InvalidArgument, InvalidDigest."""
+    for name, value in (("value", perplexity.value), ("baseline", perplexity.baseline)):
+        is_known = value >= 1 and math.isfinite(value)
+        if not is_known and (name == "value" or value != 0):
+            raise InvalidArgument.at(f"{field}.{name}", "must be a number from 1 on")
+    if not perplexity.num_tokens:
+        raise InvalidArgument.at(f"{field}.num_tokens", "must say how many tokens were scored")
+    parse_digest(perplexity.text_digest, field=f"{field}.text_digest")
 
 
 def check_files(files: Sequence[File], *, field: str) -> None:

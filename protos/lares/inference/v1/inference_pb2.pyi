@@ -1615,7 +1615,7 @@ class LoadedModel(_message.Message):
     device: _builtins.str
     """What it runs on: `cpu`, `cuda:0`."""
     dtype: _builtins.str
-    """Number type of the weights: `bfloat16`, `float32`."""
+    """Number type of the weights: `bfloat16`, `float32`, `int8`, `int4`, `nf4`."""
     memory_bytes: _builtins.int
     """Memory it takes, in bytes: the worker's resident set."""
     num_active_requests: _builtins.int
@@ -1691,8 +1691,13 @@ class LoadModelRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served name."""
+    quantization: _builtins.str
+    """Numbers for the weights: `auto`, `bf16`, `fp16`, `fp32`, `int8`, `int4`. Empty: the service's setting. A model that is in memory
+    stays as it is.
+    """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
         """As for Generate."""
@@ -1702,10 +1707,11 @@ class LoadModelRequest(_message.Message):
         *,
         model: _builtins.str = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
+        quantization: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "model", b"model", "quantization", b"quantization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

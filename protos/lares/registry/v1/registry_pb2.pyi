@@ -545,6 +545,7 @@ class Artifact(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     PRODUCER_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
     artifact_id: _builtins.str
     """What it is, unique in its version: `safetensors`, `int8`. Grammar as for a model id."""
     format: Global___Format.ValueType
@@ -561,6 +562,10 @@ class Artifact(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was recorded. Output only."""
 
+    @_builtins.property
+    def perplexity(self) -> Global___Perplexity:
+        """How well it foretells a text. Unset: not measured."""
+
     def __init__(
         self,
         *,
@@ -570,14 +575,49 @@ class Artifact(_message.Message):
         files: _abc.Iterable[Global___File] | None = ...,
         producer: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        perplexity: Global___Perplexity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "perplexity", b"perplexity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_id", b"artifact_id", "create_time", b"create_time", "files", b"files", "format", b"format", "producer", b"producer", "quantization", b"quantization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_id", b"artifact_id", "create_time", b"create_time", "files", b"files", "format", b"format", "perplexity", b"perplexity", "producer", b"producer", "quantization", b"quantization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
+
+@_typing.final
+class Perplexity(_message.Message):
+    """How well a form of a model foretells a text: e to the mean negative log probability of a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    TEXT_DIGEST_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """Of this form. At least 1."""
+    baseline: _builtins.float
+    """Of the weights that it was made from. At least 1; 0 if they were not measured."""
+    text_digest: _builtins.str
+    """Digest of the text, `sha256:<hex>`."""
+    num_tokens: _builtins.int
+    """Tokens of the text that were scored."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        baseline: _builtins.float = ...,
+        text_digest: _builtins.str = ...,
+        num_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "num_tokens", b"num_tokens", "text_digest", b"text_digest", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Perplexity: _TypeAlias = Perplexity  # noqa: Y015
 
 @_typing.final
 class CreateModelRequest(_message.Message):

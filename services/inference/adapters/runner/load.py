@@ -16,6 +16,7 @@ from services.inference.adapters.runner.graphs import DecodeSteps
 from services.inference.adapters.runner.kv_pool import BLOCK_SIZE, KvPool
 from services.inference.adapters.runner.model import Decoder, OnProgress
 from services.inference.adapters.runner.ops import Ops, TorchOps
+from services.inference.adapters.runner.quantize import Scheme
 from services.inference.adapters.runner.static_batch import StaticBatcher
 from services.inference.adapters.runner.weights import Checkpoint
 from services.inference.core.engine import EngineFacts
@@ -31,6 +32,16 @@ def read_architecture(folder: Path) -> Architecture | None:
     if not isinstance(config, dict):
         raise UnsupportedFormat("config.json is not an object")
     return Architecture.parse(config)
+
+
+def quantization_scheme(weight_type: str, device: torch.device) -> Scheme | None:
+    """How matrices are quantized on a device; None for floats."""
+    match weight_type:
+        case "int8":
+            return "int8"
+        case "int4":
+            return "nf4" if device.type == "cuda" else "int4"
+    return None
 
 
 def load_runner(
@@ -53,7 +64,8 @@ def load_runner(
         # cuDNN, which torch asks first on some cards, plans anew for each shape, and no two chunks are of one.
         torch.backends.cuda.enable_cudnn_sdp(False)
     ops: Ops = CudaOps() if is_cuda else TorchOps()
-    decoder = Decoder(architecture, Checkpoint(folder, dtype, device), ops, on_progress)
+    scheme = quantization_scheme(init.weight_type, device)
+    decoder = Decoder(architecture, Checkpoint(folder, dtype, device, scheme), ops, on_progress)
     num_blocks = num_kv_blocks(
         init,
         placement,
@@ -66,7 +78,7 @@ def load_runner(
         vocab_size=architecture.vocab_size,
         eos_token_ids=end_token_ids,
         device=placement.device,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=scheme or str(dtype).removeprefix("torch."),
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks,
         shares_blocks=True,

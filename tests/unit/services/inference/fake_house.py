@@ -14,7 +14,7 @@ from lares.downloader.v1 import downloader_pb2 as dpb
 from lares.downloader.v1 import downloader_pb2_grpc as drpc
 from lares.registry.v1 import registry_pb2 as rpb
 from lares.registry.v1 import registry_pb2_grpc as rrpc
-from services.kit.errors import ModelNotFound
+from services.kit.errors import DiskFull, ModelNotFound
 
 
 class FakeHouse(rrpc.RegistryServiceServicer, drpc.DownloaderServiceServicer):
@@ -29,7 +29,9 @@ class FakeHouse(rrpc.RegistryServiceServicer, drpc.DownloaderServiceServicer):
         self.models: dict[str, rpb.ResolveModelResponse] = {}
         self.folders: dict[tuple[str, str], Path] = {}
         self.blobs: dict[str, Path] = {}
+        self.artifacts: dict[tuple[str, str], rpb.Artifact] = {}
         self.num_leases = 0
+        self.is_full = False
 
     def add(
         self, name: str, folder: Path, kind: rpb.ModelKind.ValueType, file_format: rpb.Format.ValueType
@@ -82,6 +84,7 @@ class FakeHouse(rrpc.RegistryServiceServicer, drpc.DownloaderServiceServicer):
         for file in request.artifact.files:
             (folder / file.path).symlink_to(self.blobs[file.digest])
         self.folders[request.parent, request.artifact.artifact_id] = folder
+        self.artifacts[request.parent, request.artifact.artifact_id] = request.artifact
         return rpb.CreateArtifactResponse()
 
     async def CreateLease(self, request: dpb.CreateLeaseRequest, context: Any) -> dpb.CreateLeaseResponse:
@@ -96,6 +99,8 @@ class FakeHouse(rrpc.RegistryServiceServicer, drpc.DownloaderServiceServicer):
     async def WriteBlob(
         self, request_iterator: AsyncIterator[dpb.WriteBlobRequest], context: Any
     ) -> dpb.WriteBlobResponse:
+        if self.is_full:
+            raise DiskFull("no room for this")
         path, digest = self._root / f"blob-{len(self.blobs)}", hashlib.sha256()
         with path.open("wb") as out:
             async for part in request_iterator:

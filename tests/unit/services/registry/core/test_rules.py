@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
@@ -16,6 +17,7 @@ from services.registry.core.models import (
     Model,
     ModelFilter,
     ModelKind,
+    Perplexity,
     Version,
     VersionKind,
     VersionState,
@@ -156,7 +158,14 @@ def test_a_versions_limits_are_named_by_field(change: dict[str, object], field: 
 def test_an_artifact_needs_an_id_a_format_and_files() -> None:
     artifact = Artifact("safetensors", Format.SAFETENSORS, files=VERSION.files)
     rules.check_artifact(artifact)
+    measured = Perplexity(25.5, 0.0, DIGEST, 2048)
+    rules.check_artifact(replace(artifact, perplexity=measured))
     for wrong in (
+        replace(artifact, perplexity=replace(measured, value=0.5)),
+        replace(artifact, perplexity=replace(measured, value=math.inf)),
+        replace(artifact, perplexity=replace(measured, baseline=math.nan)),
+        replace(artifact, perplexity=replace(measured, num_tokens=0)),
+        replace(artifact, perplexity=replace(measured, text_digest="")),
         replace(artifact, id="Not ok"),
         replace(artifact, format=Format(0)),
         replace(artifact, files=()),

@@ -232,6 +232,11 @@ def show(
             ("quantization", version.quantization),
             ("languages", ", ".join(model.languages)),
             ("size", console.size_text(version.size_bytes)),
+            *[
+                (f"as {artifact.artifact_id}", perplexity_text(artifact.perplexity))
+                for artifact in version.artifacts
+                if artifact.HasField("perplexity")
+            ],
         ]
         for label, fact in facts:
             if fact:
@@ -246,6 +251,13 @@ def show(
         )
 
     console.run(ctx, work)
+
+
+def perplexity_text(perplexity: registry_pb2.Perplexity) -> str:
+    """How well an artifact foretells a text, and how much worse than what it was made from."""
+    value, baseline = perplexity.value, perplexity.baseline
+    told = f"perplexity {value:.2f} on {perplexity.num_tokens:,} tokens"
+    return f"{told}, {value / baseline - 1:+.1%} to {baseline:.2f}" if baseline else told
 
 
 def rm(

@@ -70,7 +70,7 @@ def test_a_quantized_model_says_nearly_the_same(family: str, scheme: Scheme, tmp
     sizes = {**WIDE, "num_key_value_heads": 2} | ({"head_dim": None} if kind == "Phi3" else {})
     model = tiny_model(kind, {**changed, **sizes})
     with torch.no_grad():  # Tokens must be told apart, by matrices that do not blow up small errors.
-        model.get_input_embeddings().weight.mul_(20)
+        model.get_parameter("model.embed_tokens.weight").mul_(20)
     model.save_pretrained(tmp_path)
     wanted = logits(Runner(tmp_path, torch.bfloat16))
     found = logits(Runner(tmp_path, torch.bfloat16, scheme=scheme))

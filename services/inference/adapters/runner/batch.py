@@ -1,6 +1,6 @@
 """One step's chunks as tensors: what is computed, where it is written, what it looks at.
 
-Rows are tokens. Chunks of one token come first, those with the longest past at the beginning, then longer chunks.
+Rows are tokens. Chunks of one token come first, those that share blocks side by side, then longer chunks.
 Everything here is made once a step and shared by all layers.
 """
 
@@ -23,12 +23,14 @@ class DecodeGroup:
     """Rows of one token each that look back over about equally long pasts, computed as one.
 
     rows: start, stop. gather: (2 * rows * kv heads * blocks,) into the pool's rows of (block_size * head size).
-    mask: (rows * kv heads, heads a kv head, keys), added to scores.
+    mask: (rows * kv heads, heads a kv head, keys), added to scores. shared: (2 * kv heads * blocks,) blocks that all
+    rows look at before their own, gathered once for all of them; None for none.
     """
 
     rows: tuple[int, int]
     gather: Tensor
     mask: Tensor
+    shared: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,13 @@ class Batcher:
 
     def make(self, chunks: Sequence[Chunk]) -> Batch:
         """The batch of these chunks, in an order of its own."""
-        ordered = sorted(chunks, key=lambda chunk: (chunk.num_tokens > 1, -chunk.start))
+        singles = sorted((chunk for chunk in chunks if chunk.num_tokens == 1), key=lambda chunk: -chunk.start)
+        families = _families(singles)
+        num_single = len(singles)
+        ordered = [
+            *(chunk for family, _ in families for chunk in family),
+            *(chunk for chunk in chunks if chunk.num_tokens > 1),
+        ]
         token_ids: list[int] = []
         positions: list[int] = []
         blocks: list[int] = []
@@ -100,11 +108,10 @@ class Batcher:
         # (T, 2, kv heads) rows of (head size,), from (block, kind and head, place in the block).
         rows = torch.tensor(blocks)[:, None, None] * (2 * self._num_kv_heads) + self._head_rows
         kv_rows = rows * BLOCK_SIZE + (at % BLOCK_SIZE)[:, None, None]
-        num_single = sum(1 for chunk in ordered if chunk.num_tokens == 1)
         plans = {
             window: AttentionPlan(
                 window,
-                tuple(self._groups(ordered[:num_single], window)),
+                tuple(self._groups(families, window)),
                 tuple(self._parts(ordered[num_single:], num_single, window)),
             )
             for window in self._windows
@@ -117,27 +124,29 @@ class Batcher:
             plans,
         )
 
-    def _groups(self, chunks: Sequence[Chunk], window: int | None) -> list[DecodeGroup]:
-        """Cut where the tokens looked at for nothing would cost more than one more group."""
-        tables = [_visible_blocks(chunk, window) for chunk in chunks]
+    def _groups(
+        self, families: Sequence[tuple[Sequence[Chunk], int]], window: int | None
+    ) -> list[DecodeGroup]:
+        """families: chunks, and how many leading blocks they share."""
         groups: list[DecodeGroup] = []
-        begin = 0
-        while begin < len(chunks):
-            longest, end, wasted = len(tables[begin][0]), begin + 1, 0
-            while end < len(chunks):
-                missing = (longest - len(tables[end][0])) * BLOCK_SIZE
-                if missing * (len(chunks) - end) > _GROUP_COST_TOKENS and wasted + missing > BLOCK_SIZE:
-                    break
-                wasted += missing
-                end += 1
-            groups.append(self._group(chunks[begin:end], tables[begin:end], begin, window))
-            begin = end
+        first_row = 0
+        for chunks, num_shared in families:
+            # What a window shows of the shared blocks differs from row to row.
+            skipped = num_shared if window is None else 0
+            tables = [_visible_blocks(chunk, window, skipped) for chunk in chunks]
+            for begin, end in _cuts([len(table) for table, _ in tables]):
+                shared = chunks[begin].sequence.blocks[:skipped]
+                groups.append(
+                    self._group(chunks[begin:end], tables[begin:end], shared, first_row + begin, window)
+                )
+            first_row += len(chunks)
         return groups
 
     def _group(
         self,
         chunks: Sequence[Chunk],
         tables: Sequence[tuple[Sequence[int], int]],
+        shared: Sequence[int],
         first_row: int,
         window: int | None,
     ) -> DecodeGroup:
@@ -157,6 +166,7 @@ class Batcher:
             (first_row, first_row + len(chunks)),
             self._gather(torch.tensor(padded)),
             sent(wide.reshape(len(chunks) * self._num_kv_heads, self._num_shared, -1), self._device),
+            self._gather(torch.tensor([shared])) if shared else None,
         )
 
     def _parts(self, chunks: Sequence[Chunk], first_row: int, window: int | None) -> list[PrefillPart]:
@@ -189,8 +199,56 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def _visible_blocks(chunk: Chunk, window: int | None) -> tuple[Sequence[int], int]:
-    """Blocks that a chunk looks at, and the position of the first key in them."""
+def _visible_blocks(chunk: Chunk, window: int | None, num_skipped: int = 0) -> tuple[Sequence[int], int]:
+    """Blocks that a chunk looks at, but the first num_skipped, and the position of the first key in them."""
     num_blocks = -(-(chunk.start + chunk.num_tokens) // BLOCK_SIZE)
-    first = 0 if window is None else max(0, chunk.start - window + 1) // BLOCK_SIZE
+    first = num_skipped if window is None else max(0, chunk.start - window + 1) // BLOCK_SIZE
     return chunk.sequence.blocks[first:num_blocks], first * BLOCK_SIZE
+
+
+def _families(chunks: Sequence[Chunk]) -> list[tuple[list[Chunk], int]]:
+    """Chunks of one token, the longest pasts first, by the leading blocks that they share, with how many those are.
+
+    Only where reading them once instead of a time each pays for a group of its own.
+    """
+    by_first: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        by_first.setdefault(chunk.sequence.blocks[0], []).append(chunk)
+    families: list[tuple[list[Chunk], int]] = []
+    others: list[Chunk] = []
+    for family in by_first.values():
+        num_shared = _num_shared_blocks(family) if len(family) > 1 else 0
+        if num_shared * BLOCK_SIZE * (len(family) - 1) > _GROUP_COST_TOKENS:
+            families.append((family, num_shared))
+        else:
+            others.extend(family)
+    if others:
+        others.sort(key=lambda chunk: -chunk.start)
+        families.append((others, 0))
+    return families
+
+
+def _num_shared_blocks(chunks: Sequence[Chunk]) -> int:
+    """Leading blocks that all have, full ones only: each has a token of its own behind them."""
+    first = chunks[0].sequence.blocks
+    most = min(chunk.start for chunk in chunks) // BLOCK_SIZE
+    for index in range(most):
+        if any(chunk.sequence.blocks[index] != first[index] for chunk in chunks):
+            return index
+    return most
+
+
+def _cuts(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut falling numbers of blocks where tokens looked at for nothing would cost more than one more group."""
+    cuts: list[tuple[int, int]] = []
+    begin = 0
+    while begin < len(lengths):
+        end = begin + 1
+        while end < len(lengths):
+            missing = (lengths[begin] - lengths[end]) * BLOCK_SIZE
+            if missing * (len(lengths) - end) > _GROUP_COST_TOKENS:
+                break
+            end += 1
+        cuts.append((begin, end))
+        begin = end
+    return cuts

@@ -24,7 +24,7 @@ class CudaOps(TorchOps):
     def _decode(
         self, queries: Tensor, pool: Tensor, group: DecodeGroup, scale: float, softcap: float | None
     ) -> Tensor:
-        if softcap is not None:
+        if softcap is not None or group.shared is not None:
             return super()._decode(queries, pool, group, scale, softcap)
         first, last = group.rows
         num_kv_heads, head_size = pool.shape[2], pool.shape[4]

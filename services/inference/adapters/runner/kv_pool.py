@@ -33,8 +33,15 @@ class KvPool:
         cls, architecture: Architecture, num_blocks: int, dtype: torch.dtype, device: torch.device
     ) -> "KvPool":
         """Room for num_blocks blocks. On a CPU, memory is taken as blocks are first written."""
-        shape = (num_blocks + 2, 2, architecture.num_kv_heads, BLOCK_SIZE, architecture.head_size)
-        return cls(tuple(_zeros(shape, dtype, device) for _ in architecture.layers), num_blocks)
+        shape = (
+            len(architecture.layers),
+            num_blocks + 2,
+            2,
+            architecture.num_kv_heads,
+            BLOCK_SIZE,
+            architecture.head_size,
+        )
+        return cls(_zeros(shape, dtype, device).unbind(), num_blocks)
 
     @property
     def null_block(self) -> int:
@@ -56,5 +63,8 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     """Zeros; on a CPU in fresh pages, which torch.zeros would write to, and so take, at once."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(*shape)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    # Blocks are read in any order: small pages would cost a step as many misses as it reads blocks.
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)

@@ -208,10 +208,9 @@ def _layer(architecture: Architecture, checkpoint: Checkpoint, ops: Ops, prefix:
 
 
 def _norm(architecture: Architecture, checkpoint: Checkpoint, name: str, size: int) -> Tensor:
-    """A norm's weight; in float32, with the one added, for families that multiply before they round."""
-    if architecture.adds_one_to_norm:
-        return checkpoint.get(name, (size,), torch.float32) + 1.0
-    return checkpoint.get(name, (size,))
+    """A norm's weight, in float32, with the one added that some families add."""
+    weight = checkpoint.get(name, (size,), torch.float32)
+    return weight + 1.0 if architecture.adds_one_to_norm else weight
 
 
 def _qkv(architecture: Architecture, checkpoint: Checkpoint, prefix: str) -> tuple[Matrix, Tensor | None]:

@@ -29,7 +29,10 @@ class Ops(Protocol):
         ...
 
     def norm(self, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-        """RMSNorm (arXiv 1910.07467) over the last dimension, computed in float32; dtype: of what is returned."""
+        """RMSNorm (arXiv 1910.07467) over the last dimension, computed in float32.
+
+        weight: float32. dtype: of what is returned.
+        """
         ...
 
     def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -98,10 +101,8 @@ class TorchOps:
         return PackedLinear(weight, bias) if PackedLinear.is_possible(weight) else DenseLinear(weight, bias)
 
     def norm(self, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-        """One call where all is of one number type, which it computes in float32 by itself."""
-        if x.dtype == weight.dtype == dtype:
-            return functional.rms_norm(x, x.shape[-1:], weight, epsilon)
-        return functional.rms_norm(x.float(), x.shape[-1:], weight.float(), epsilon).to(dtype)
+        """Rounded once, at the end."""
+        return functional.rms_norm(x.float(), x.shape[-1:], weight, epsilon).to(dtype)
 
     def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The half-split form: component i turns with i + R / 2."""
@@ -143,6 +144,7 @@ class TorchOps:
     ) -> Tensor:
         """One token a row over its gathered past. Returns (rows, H * D)."""
         first, last = group.rows
+        num_rows, num_kv_heads = last - first, pool.shape[2]
         batch, num_shared, num_keys = group.mask.shape
         keys, values = gathered(pool, group.gather).view(2, batch, num_keys, -1)
         grouped = queries[first:last].reshape(batch, num_shared, -1)  # (rows * K, H / K, D)
@@ -151,7 +153,23 @@ class TorchOps:
         else:
             scores = torch.bmm(grouped, keys.transpose(1, 2))
             scores = (scores * (scale / softcap)).tanh_().mul_(softcap).add_(group.mask)
-        return torch.bmm(scores.softmax(-1), values).view(last - first, -1)
+        if group.shared is None:
+            return torch.bmm(scores.softmax(-1), values).view(num_rows, -1)
+        # What all rows look at: one product a head for all of them, beside one a row for what is its own.
+        by_head = (num_rows, num_kv_heads, num_shared)
+        keys, shared_values = gathered(pool, group.shared).view(2, num_kv_heads, -1, keys.shape[-1])
+        flat = grouped.view(*by_head, -1).transpose(0, 1).reshape(num_kv_heads, num_rows * num_shared, -1)
+        before = torch.bmm(flat, keys.transpose(1, 2)).mul_(scale)  # (K, rows * H / K, shared keys)
+        if softcap is not None:
+            before = (before / softcap).tanh_().mul_(softcap)
+        before = (
+            before.view(num_kv_heads, num_rows, num_shared, -1).transpose(0, 1).reshape(batch, num_shared, -1)
+        )
+        weights = torch.cat((before, scores), -1).softmax(-1)
+        before, after = weights.split((before.shape[-1], num_keys), -1)
+        flat = before.view(*by_head, -1).transpose(0, 1).reshape(num_kv_heads, num_rows * num_shared, -1)
+        mixed = torch.bmm(flat, shared_values).view(num_kv_heads, num_rows, num_shared, -1).transpose(0, 1)
+        return (mixed.reshape(batch, num_shared, -1) + torch.bmm(after, values)).view(num_rows, -1)
 
     def _prefill(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 from services.inference.adapters.runner.architecture import Architecture
 from services.inference.adapters.runner.cuda_ops import CudaOps
 from services.inference.adapters.runner.ops import Ops, TorchOps
+from services.inference.core.engine import Chunk
 from services.kit.errors import UnsupportedFormat
 from tests.unit.services.inference.adapters.runner.tiny_models import (
     COMMON,
@@ -46,6 +47,38 @@ def test_logits_equal_those_of_transformers(family: str, ops: Ops, tmp_path: Pat
         with torch.inference_mode():
             wanted = model(torch.tensor([list(each.prompt)])).logits[0]  # (tokens, vocab)
         torch.testing.assert_close(torch.cat(seen[each.sequence_id]), wanted, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ops", [TorchOps(), CudaOps()], ids=["reference", "CUDA's"])
+@pytest.mark.parametrize("family", ["llama", "gemma 2", "qwen 3", "mistral with a window"])
+def test_a_beginning_that_many_share_is_read_once_and_says_the_same(family: str, ops: Ops, tmp_path: Path):
+    model = tiny_model(*FAMILIES[family])
+    model.save_pretrained(tmp_path)
+    runner = Runner(tmp_path, ops=ops)
+    rng = random.Random(5)
+    beginning = [rng.randrange(3, 199) for _ in range(144)]
+    first = sequence(0, [*beginning, 7, 8, 9])
+    runner.step([(first, 147)])
+    sharers, loner = [], sequence(99, [5, 6, 7, 8])
+    for index in range(1, 15):
+        own = [rng.randrange(3, 199) for _ in range(rng.randrange(2, 6))]
+        each = sequence(index, [*beginning, *own])
+        each.blocks, each.num_computed = list(first.blocks[:9]), 144
+        sharers.append(each)
+    seen: dict[int, list[Tensor]] = {}
+    while live := [each for each in [*sharers, loner] if each.num_computed < len(each.prompt)]:
+        for each in live:
+            runner.make_room(each, 1)
+        if len(live) == 15:
+            plan = runner.batcher.make([Chunk(each, 1) for each in live]).plans.get(None)
+            assert plan is None or [group.shared is not None for group in plan.groups] == [True, False]
+        for sequence_id, logits in runner.step([(each, 1) for each in live]).items():
+            seen.setdefault(sequence_id, []).append(logits)
+    for each in [*sharers, loner]:
+        with torch.inference_mode():
+            wanted = model(torch.tensor([list(each.prompt)])).logits[0]
+        told = torch.cat(seen[each.sequence_id])
+        torch.testing.assert_close(told, wanted[-len(told) :], atol=2e-4, rtol=1e-4)
 
 
 def save(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:

@@ -208,7 +208,9 @@ async def _abort(context: Context, error: LaresError) -> None:
 
 
 def _log_access(method: _Method, code: grpc.StatusCode, seconds: float, peer: str) -> None:
-    say = _log.error if code in _OURS_TO_MEND else _log.debug if method.is_plumbing else _log.info
+    # What went well is in the metrics, and in the gateway's log where HTTP asked for it.
+    went_well = method.is_plumbing or code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
+    say = _log.error if code in _OURS_TO_MEND else _log.debug if went_well else _log.info
     say(
         "rpc",
         service=method.service,

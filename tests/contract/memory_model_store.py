@@ -42,6 +42,9 @@ class MemoryRecords:
         self._last += 1
         return self._last
 
+    def last_sequence(self) -> int:
+        return self._last
+
     def model(self, model_id: str) -> Model | None:
         return self._models.get(model_id)
 

@@ -328,8 +328,10 @@ async def test_sources_are_found_pinned_and_unpinned_newest_first(store: ModelSt
 
 
 async def test_numbers_of_changes_go_on_where_they_stopped(store: ModelStore) -> None:
+    assert await store.read(lambda records: records.last_sequence()) == 0
     assert await store.write(lambda records: (records.next_sequence(), records.next_sequence())) == (1, 2)
     assert await store.write(lambda records: records.next_sequence()) == 3
+    assert await store.read(lambda records: records.last_sequence()) == 3
 
 
 async def test_events_come_back_in_order_and_old_ones_go(store: ModelStore) -> None:

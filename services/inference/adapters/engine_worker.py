@@ -1,7 +1,7 @@
 """The worker of a language model. `main` runs in a child process and holds the model, its loop, its adapters."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.inference.adapters.messages import (
@@ -29,7 +29,9 @@ def main(init: EngineInit, port: WorkerPort[EngineRequest, EngineEvent]) -> None
     EngineWorker(init, port).run()
 
 
-def make_engine(init: EngineInit, folder: Path, end_token_ids: frozenset[int]) -> Engine:
+def make_engine(
+    init: EngineInit, folder: Path, end_token_ids: frozenset[int], on_progress: Callable[[float], None]
+) -> Engine:
     """The engine that runs this model, its weights in memory: our own for the families it knows."""
     # Imported here and below, so that a worker's first sign of life comes before torch is imported, and a model that
     # our own engine runs never waits for transformers.
@@ -38,7 +40,7 @@ def make_engine(init: EngineInit, folder: Path, end_token_ids: frozenset[int]) -
 
     use_all_cores()
     placement = place(folder, init.device, init.weight_type)
-    runner = load_runner(init, folder, placement, end_token_ids)
+    runner = load_runner(init, folder, placement, end_token_ids, on_progress)
     if runner is not None:
         return runner
     if init.weight_type in ("int8", "int4"):
@@ -66,8 +68,9 @@ class EngineWorker:
         ends = end_token_ids(folder)
         if tokenizer.eos_token_id is not None:
             ends |= {tokenizer.eos_token_id}
-        self._engine = make_engine(init, folder, ends)
-        port.progress(LoadProgress(0.9))
+        self._engine = make_engine(
+            init, folder, ends, lambda share: port.progress(LoadProgress(0.1 + 0.9 * share))
+        )
         self._port = port
         self._stats = StatsReporter(port)
         self._renderer = PromptRenderer(tokenizer)

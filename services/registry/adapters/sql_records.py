@@ -52,6 +52,10 @@ class SqlRecords:
         step = update(t.changes).values(last=t.changes.c.last + 1).returning(t.changes.c.last)
         return int(self._session.scalars(step).one())
 
+    def last_sequence(self) -> int:
+        """See Records."""
+        return int(self._session.scalars(select(t.changes.c.last)).one())
+
     def model(self, model_id: str) -> Model | None:
         """See Records."""
         found = self._load_models(select(t.models).where(t.models.c.id == model_id))
@@ -200,7 +204,7 @@ class SqlRecords:
 
     def kept_events(self) -> tuple[int, int]:
         """See Records."""
-        last = self._last_change()
+        last = self.last_sequence()
         oldest = self._session.scalar(select(func.min(t.events.c.sequence)))
         return oldest if oldest is not None else last + 1, last
 
@@ -214,7 +218,7 @@ class SqlRecords:
 
     def save_request(self, request: RequestRecord) -> None:
         """See Records."""
-        serial = self._last_change()
+        serial = self.last_sequence()
         row = {
             "request_id": request.request_id,
             "fingerprint": request.fingerprint,
@@ -225,9 +229,6 @@ class SqlRecords:
         self._session.execute(insert(t.requests).values(row))
         too_old = t.requests.c.serial <= serial - self._kept_requests
         self._session.execute(delete(t.requests).where(too_old))
-
-    def _last_change(self) -> int:
-        return int(self._session.scalars(select(t.changes.c.last)).one())
 
     def _version_row(self, model_id: str, version_id: str) -> RowMapping | None:
         query = select(t.versions).filter_by(model_id=model_id, id=version_id)

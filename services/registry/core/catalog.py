@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from services.kit.names import parse_id
 from services.registry.core import model_changes, rules, version_changes
@@ -12,6 +12,8 @@ from services.registry.core.resolve import resolve
 from services.registry.core.watch import Wakeup
 
 T = TypeVar("T")
+
+_MOST_RESOLUTIONS: Final = 1024
 
 
 def utc_now() -> datetime:
@@ -26,6 +28,8 @@ class Catalog:
         self._store = store
         self._wakeup = wakeup
         self._now = now
+        # By reference, with the last change before each was read: asked with every request for text.
+        self._resolutions: dict[str, tuple[int, Resolution]] = {}
 
     async def create_model(self, draft: Model, *, request_id: str = "") -> Model:
         """Record a model. Raises InvalidArgument, ModelExists."""
@@ -64,7 +68,19 @@ class Catalog:
 
     async def resolve(self, reference: str) -> Resolution:
         """What a name means. Raises InvalidReference, ModelNotFound, VersionNotFound, ModelNotAvailable."""
-        return await self._store.read(lambda records: resolve(records, reference))
+        return await self._store.read(lambda records: self._resolved(records, reference))
+
+    def _resolved(self, records: Records, reference: str) -> Resolution:
+        """As it was read, if nothing at all has changed since."""
+        sequence = records.last_sequence()
+        known = self._resolutions.get(reference)
+        if known is not None and known[0] == sequence:
+            return known[1]
+        found = resolve(records, reference)
+        if len(self._resolutions) >= _MOST_RESOLUTIONS:
+            self._resolutions.clear()
+        self._resolutions[reference] = (sequence, found)
+        return found
 
     async def create_version(self, draft: Version, *, request_id: str = "") -> Version:
         """Record a version. Raises InvalidArgument, ModelNotFound, VersionExists, ModelNotAvailable."""

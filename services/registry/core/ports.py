@@ -37,6 +37,9 @@ class Records(Protocol):
     def next_sequence(self) -> int:
         """The number of a new change: one more than the last, whoever made that."""
 
+    def last_sequence(self) -> int:
+        """The number of the last change, 0 before the first."""
+
     def model(self, model_id: str) -> Model | None:
         """The model of that id."""
 

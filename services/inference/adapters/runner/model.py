@@ -17,7 +17,7 @@ from services.inference.adapters.runner.batch import Batch
 from services.inference.adapters.runner.kv_pool import KvPool
 from services.inference.adapters.runner.linear import Linear
 from services.inference.adapters.runner.lora import ActiveAdapter, Slot
-from services.inference.adapters.runner.ops import Ops
+from services.inference.adapters.runner.ops import DenseLinear, Ops
 from services.inference.adapters.runner.quantize import Matrix
 from services.inference.adapters.runner.weights import Checkpoint
 
@@ -55,7 +55,7 @@ class Decoder:
         shape = (architecture.vocab_size, architecture.hidden_size)
         self._embedding = checkpoint.get("model.embed_tokens.weight", shape)
         is_tied = architecture.ties_embeddings or "lm_head.weight" not in checkpoint
-        # Kept beside the prepared one, in the file's own pages, for the few rows that `_sharpen` reads.
+        # Kept beside the prepared one, for the few rows that `_sharpen` reads.
         self._head_rows = self._embedding if is_tied else checkpoint.get("lm_head.weight", shape)
         self._head = ops.linear(self._head_rows, None)
         self._final_norm = _norm(architecture, checkpoint, "model.norm.weight", architecture.hidden_size)
@@ -77,7 +77,9 @@ class Decoder:
             for layer in self._layers
             for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down)
         ]
-        return self._embedding.nbytes + self._head.num_bytes + sum(matrix.num_bytes for matrix in matrices)
+        rows = {each.data_ptr(): each.nbytes for each in (self._embedding, self._head_rows)}
+        head = 0 if isinstance(self._head, DenseLinear) else self._head.num_bytes  # Else it is those rows.
+        return sum(rows.values()) + head + sum(matrix.num_bytes for matrix in matrices)
 
     def hidden(self, batch: Batch, pool: KvPool, adapters: Sequence[ActiveAdapter] = ()) -> Tensor:
         """Run all layers; keys and values go into the pool. Returns (T, hidden_size) float32, not normalized yet."""

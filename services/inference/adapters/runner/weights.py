@@ -1,7 +1,7 @@
 """Weights out of safetensors files, by name, without reading more than is asked for.
 
-The files are mapped, not read: a tensor's bytes come from disk, or the page cache, when it is packed, and are the
-file's own until then.
+The files are mapped, not read: a tensor's bytes come out of the page cache once, where it is copied. No mapping
+outlives the load: it would count as memory a second time, and change with its file.
 """
 
 import json
@@ -61,11 +61,11 @@ class Checkpoint:
         return tuple(self._opened(name).get_slice(name).get_shape())
 
     def get(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor of this shape. Raises UnsupportedFormat if it is missing or has another."""
+        """A copy of a tensor of this shape. Raises UnsupportedFormat if it is missing or has another."""
         tensor: Tensor = self._opened(name).get_tensor(name)
         if tensor.shape != torch.Size(shape):
             raise UnsupportedFormat(f"{name} is {list(tensor.shape)}; config.json says {list(shape)}")
-        return tensor.to(self._device, dtype or self._dtype)
+        return tensor.to(self._device, dtype or self._dtype, copy=True)
 
     def find(self, name: str, shape: Sequence[int]) -> Tensor | None:
         """As `get`; None if it is missing."""

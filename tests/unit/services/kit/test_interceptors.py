@@ -118,7 +118,7 @@ async def test_a_client_that_leaves_a_stream_has_the_servicers_generator_closed(
             await served.echo.cleaned_up.wait()
         await ended("Server", "CANCELLED", before)
     access = [log for log in logs if log["event"] == "rpc"]
-    assert [(log["code"], log["log_level"]) for log in access] == [("CANCELLED", "info")]
+    assert [(log["code"], log["log_level"]) for log in access] == [("CANCELLED", "debug")]
     assert sample("lares_rpc_in_flight", method="Server") == 0
 
 

@@ -193,8 +193,9 @@ class TorchOps:
             low = 0 if window is None else max(0, offset + begin - window + 1)
             high = offset + end
             tile = queries[first + begin : first + end].view(end - begin, num_kv_heads, num_shared, head_size)
-            flat = tile.permute(1, 2, 0, 3).reshape(num_kv_heads, -1, head_size)  # (K, H / K * rows, D)
-            scores = torch.bmm(flat, keys[:, low:high].transpose(1, 2)).mul_(scale)
+            # Scaled here, and not where there is a number for each key: (K, H / K * rows, D).
+            flat = (tile * scale).permute(1, 2, 0, 3).reshape(num_kv_heads, -1, head_size)
+            scores = torch.bmm(flat, keys[:, low:high].transpose(1, 2))
             if softcap is not None:
                 scores = (scores / softcap).tanh_().mul_(softcap)
             _hide(scores.view(num_kv_heads, num_shared, end - begin, -1), window)

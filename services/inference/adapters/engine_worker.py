@@ -68,7 +68,7 @@ class EngineWorker:
         port.progress(LoadProgress(0.9))
         self._port = port
         self._stats = StatsReporter(port)
-        self._renderer = PromptRenderer(tokenizer)
+        self._renderer = PromptRenderer(tokenizer, self._engine.facts.context_length)
         self._vocabulary = TokenizerVocabulary(tokenizer)
         self._loop = StepLoop(
             self._engine,

@@ -162,7 +162,7 @@ class ChatRequest(GenerationRequest):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def request_to_proto(request: ChatRequest) -> pb.GenerateRequest:
+def request_to_proto(request: ChatRequest, cache_salt: str) -> pb.GenerateRequest:
     """Raises InvalidArgument for content that cannot be read."""
     prompt = pb.ChatPrompt(
         messages=[_message_to_proto(message, i) for i, message in enumerate(request.messages)],
@@ -182,6 +182,7 @@ def request_to_proto(request: ChatRequest) -> pb.GenerateRequest:
         ),
         response_format=_format_to_proto(request.response_format),
         keep_alive=common.keep_alive_to_proto(request.keep_alive),
+        cache_salt=cache_salt,
     )
 
 

@@ -80,12 +80,14 @@ class CompletionRequest(GenerationRequest):
         return [prompts] if isinstance(prompts[0], int) else prompts
 
 
-def requests_to_proto(request: CompletionRequest) -> list[pb.GenerateRequest]:
+def requests_to_proto(request: CompletionRequest, cache_salt: str) -> list[pb.GenerateRequest]:
     """One generation for each prompt."""
-    return [_request_to_proto(request, prompt) for prompt in request.prompts()]
+    return [_request_to_proto(request, prompt, cache_salt) for prompt in request.prompts()]
 
 
-def _request_to_proto(request: CompletionRequest, prompt: str | list[int]) -> pb.GenerateRequest:
+def _request_to_proto(
+    request: CompletionRequest, prompt: str | list[int], cache_salt: str
+) -> pb.GenerateRequest:
     message = pb.GenerateRequest(
         model=request.model,
         sampling=request.sampling(),
@@ -97,6 +99,7 @@ def _request_to_proto(request: CompletionRequest, prompt: str | list[int]) -> pb
             echo=bool(request.echo),
         ),
         keep_alive=common.keep_alive_to_proto(request.keep_alive),
+        cache_salt=cache_salt,
     )
     if isinstance(prompt, str):
         message.text = prompt
@@ -105,16 +108,19 @@ def _request_to_proto(request: CompletionRequest, prompt: str | list[int]) -> pb
     return message
 
 
-def score_requests_to_proto(request: CompletionRequest) -> list[pb.ScoreRequest]:
+def score_requests_to_proto(request: CompletionRequest, cache_salt: str) -> list[pb.ScoreRequest]:
     """One for each prompt."""
-    return [_score_request_to_proto(request, prompt) for prompt in request.prompts()]
+    return [_score_request_to_proto(request, prompt, cache_salt) for prompt in request.prompts()]
 
 
-def _score_request_to_proto(request: CompletionRequest, prompt: str | list[int]) -> pb.ScoreRequest:
+def _score_request_to_proto(
+    request: CompletionRequest, prompt: str | list[int], cache_salt: str
+) -> pb.ScoreRequest:
     message = pb.ScoreRequest(
         model=request.model,
         top_logprobs=request.logprobs or 0,
         keep_alive=common.keep_alive_to_proto(request.keep_alive),
+        cache_salt=cache_salt,
     )
     if isinstance(prompt, str):
         message.text = prompt

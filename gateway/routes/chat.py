@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.body import read_json
+from gateway.caller import cache_salt
 from gateway.endpoint import Endpoint, Gateway, json_response, until_disconnect
 from gateway.openai.chat import ChatRequest, request_to_proto
 from gateway.openai.chat_answer import ChatCollector, ChatCompletion
@@ -19,7 +20,7 @@ from lares.inference.v1 import inference_pb2 as pb
 async def create_chat_completion(gateway: Gateway, request: Request) -> Response:
     """Answer at once when the first event is here if the client streams, else when all are."""
     wanted = await read_json(request, ChatRequest)
-    message = request_to_proto(wanted)
+    message = request_to_proto(wanted, cache_salt(request))
     if wanted.stream:
         stream = await until_disconnect(request.receive, _start(gateway, message))
         return ServerSentEvents(_frames(wanted, stream))

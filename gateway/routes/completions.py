@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.body import read_json
+from gateway.caller import cache_salt
 from gateway.endpoint import Endpoint, Gateway, json_response, until_disconnect
 from gateway.openai.completions import (
     Completion,
@@ -29,17 +30,17 @@ async def create_completion(gateway: Gateway, request: Request) -> Response:
     """Continue each prompt, all of them at once."""
     wanted = await read_json(request, CompletionRequest)
     if wanted.only_scores:
-        return json_response(await until_disconnect(request.receive, _score(gateway, wanted)))
-    messages = requests_to_proto(wanted)
+        scored = score_requests_to_proto(wanted, cache_salt(request))
+        return json_response(await until_disconnect(request.receive, _score(gateway, wanted, scored)))
+    messages = requests_to_proto(wanted, cache_salt(request))
     if wanted.stream:
         streams = await until_disconnect(request.receive, _start(gateway, messages))
         return ServerSentEvents(_frames(wanted, streams))
     return json_response(await until_disconnect(request.receive, _complete(gateway, wanted, messages)))
 
 
-async def _score(gateway: Gateway, wanted: CompletionRequest) -> Completion:
+async def _score(gateway: Gateway, wanted: CompletionRequest, messages: list[pb.ScoreRequest]) -> Completion:
     timeout_s = gateway.settings.generation_timeout_s
-    messages = score_requests_to_proto(wanted)
     calls = [gateway.upstream.inference.Score(message, timeout=timeout_s) for message in messages]
     try:
         return completion_from_scores(wanted, await asyncio.gather(*(unary(call) for call in calls)))

@@ -42,7 +42,13 @@ def post(
         (CHAT | {"temperature": "hot"}, 400, "temperature"),
         (CHAT | {"max_tokens": 0}, 400, "max_tokens"),
         (CHAT | {"n": 1_000_000}, 400, "n"),
+        (CHAT | {"logit_bias": {"4000000000": 1}}, 400, "logit_bias"),
+        (CHAT | {"logprobs": True, "top_logprobs": 2**31}, 400, "top_logprobs"),
+        (CHAT | {"stop": ["x"] * 1000}, 400, "stop"),
+        (CHAT | {"response_format": {"type": "json_object"}}, 400, "response_format"),
         (CHAT | {"messages": [{"role": "user", "content": "word " * 20_000}]}, 400, None),
+        (CHAT | {"messages": [{"role": "user", "content": "word " * 2_000_000}]}, 400, None),
+        (CHAT | {"messages": [{"role": "user", "content": "word " * 4_000_000}]}, 413, None),
     ],
 )
 def test_bad_chat_is_refused_in_openai_shape(

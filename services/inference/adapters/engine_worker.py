@@ -73,7 +73,7 @@ class EngineWorker:
         )
         self._port = port
         self._stats = StatsReporter(port)
-        self._renderer = PromptRenderer(tokenizer)
+        self._renderer = PromptRenderer(tokenizer, self._engine.facts.context_length)
         self._vocabulary = TokenizerVocabulary(tokenizer)
         self._loop = StepLoop(
             self._engine,

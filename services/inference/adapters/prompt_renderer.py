@@ -6,17 +6,27 @@ from typing import Any, Final
 from services.inference.adapters.chat_templates import ChatTemplates
 from services.inference.adapters.tokenizer import Tokenizer
 from services.inference.core.prompts import ChatMessage, ChatPrompt, Prompt
-from services.kit.errors import InvalidArgument, InvalidTemplate, UnsupportedParameter, WrongModelKind
+from services.kit.errors import (
+    ContextLengthExceeded,
+    InvalidArgument,
+    InvalidTemplate,
+    UnsupportedParameter,
+    WrongModelKind,
+)
+
+# Ordinary text has about four characters a token.
+_PROBED_CHARS_PER_TOKEN: Final = 16
 
 # What transformers writes behind a message that goes on, to find where it ends in what the template wrote.
 _CONTINUES_HERE: Final = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class PromptRenderer:
-    """Knows one model's tokenizer and template."""
+    """Knows one model's tokenizer and template. context_length: of the model, in tokens."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
         self._tokenizer = tokenizer
+        self._context_length = context_length
         self._templates = ChatTemplates(tokenizer.chat_templates) if tokenizer.chat_templates else None
 
     @property
@@ -27,7 +37,8 @@ class PromptRenderer:
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """The prompt in the model's tokens.
 
-        Raises WrongModelKind for a chat without a template, InvalidTemplate, InvalidArgument.
+        Raises WrongModelKind for a chat without a template, InvalidTemplate, InvalidArgument;
+        ContextLengthExceeded for what is far too long.
         """
         if prompt.token_ids is not None:
             return prompt.token_ids
@@ -37,6 +48,18 @@ class PromptRenderer:
         return self._encode(prompt.text or "", add_special_tokens=True) or self._beginning()
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        # Everybody's next token waits for this, and megabytes take seconds: what is far too long is found out by
+        # its beginning. Where that is cut a few tokens may differ, but not as many as a second context.
+        num_chars = _PROBED_CHARS_PER_TOKEN * self._context_length
+        while num_chars < len(text):
+            num_tokens = len(self._tokenizer.encode(text[:num_chars], add_special_tokens=add_special_tokens))
+            if num_tokens > 2 * self._context_length:
+                raise ContextLengthExceeded.of(
+                    num_prompt_tokens=num_tokens * len(text) // num_chars,
+                    max_tokens=1,
+                    context_length=self._context_length,
+                )
+            num_chars *= 2
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _beginning(self) -> tuple[int, ...]:

@@ -145,6 +145,25 @@ async def test_what_the_client_asks_for_reaches_the_engine(
     assert dict(request.sampling.logit_bias) == {42: -100.0}
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_callers_with_different_keys_share_no_cached_prompts(
+    http: httpx2.AsyncClient, services: FakeServices, path: str
+) -> None:
+    async def salt(authorization: str | None) -> str:
+        headers = {} if authorization is None else {"authorization": authorization}
+        body = ask("hi") if path.endswith("chat/completions") else {"model": MODEL, "prompt": "hi"}
+        answer = await http.post(path, json=body, headers=headers)
+        assert answer.status_code == 200
+        return services.inference.requests[-1].cache_salt
+
+    mine = await salt("Bearer sk-mine")
+    assert mine == await salt("bearer  sk-mine")
+    assert "mine" not in mine
+    assert 0 < len(mine) <= 128
+    assert len({mine, await salt("Bearer sk-yours"), await salt("Bearer Sk-mine"), await salt(None)}) == 4
+    assert {await salt(None), await salt("Bearer")} == {""}
+
+
 async def test_a_failure_before_the_first_event_is_an_http_error(client: AsyncOpenAI) -> None:
     for stream in (False, True):
         with pytest.raises(openai.NotFoundError) as raised:

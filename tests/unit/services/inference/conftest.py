@@ -1,6 +1,8 @@
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,11 +31,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture
-async def running(tmp_path: Path, tiny_folder: Path) -> AsyncIterator[Running]:
+@contextlib.asynccontextmanager
+async def serve(tmp_path: Path, tiny_folder: Path, **settings: Any) -> AsyncIterator[Running]:
+    """Inference with the tiny model, on the CPU. settings: of the service, by name."""
     house = FakeHouse(tmp_path)  # type: ignore[abstract]  # It answers only what Inference asks.
     house.add("tiny", tiny_folder, rpb.MODEL_KIND_TEXT_GENERATION, rpb.FORMAT_SAFETENSORS)
-    host = Host(Settings(home=tmp_path), {"inference.max_sequences": 4, "inference.device": "cpu"})
+    limits = {"max_sequences": 4, "device": "cpu", **settings}
+    host = Host(Settings(home=tmp_path), {f"inference.{name}": value for name, value in limits.items()})
     server = GrpcServer(host, [lambda _: house, build], address=Address("127.0.0.1", 0))
     await server.start()
     try:
@@ -41,3 +45,9 @@ async def running(tmp_path: Path, tiny_folder: Path) -> AsyncIterator[Running]:
     finally:
         await server.stop()
         await host.close()
+
+
+@pytest.fixture
+async def running(tmp_path: Path, tiny_folder: Path) -> AsyncIterator[Running]:
+    async with serve(tmp_path, tiny_folder) as running:
+        yield running

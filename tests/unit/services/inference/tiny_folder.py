@@ -13,8 +13,11 @@ TEMPLATE = (
 )
 
 
-def save_tiny_model(folder: Path, *, template: str | None = TEMPLATE) -> Path:
-    """Write it. Tokens 0 to 255 are bytes in the order of their spelling; 256 begins a text, 257 ends it."""
+def save_tiny_model(folder: Path, *, template: str | None = TEMPLATE, seed: int = 0) -> Path:
+    """Write it. seed: of its weights.
+
+    Tokens 0 to 255 are bytes in the order of their spelling; 256 begins a text, 257 ends it.
+    """
     alphabet = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -23,6 +26,6 @@ def save_tiny_model(folder: Path, *, template: str | None = TEMPLATE) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     if template is not None:
         fast.chat_template = template
-    tiny_llama().save_pretrained(folder)
+    tiny_llama(seed).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder

@@ -6,9 +6,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from services.inference.adapters.prompt_renderer import PromptRenderer
-from services.inference.adapters.tokenizer import load_tokenizer
+from services.inference.adapters.tokenizer import Tokenizer, load_tokenizer
 from services.inference.core.prompts import ChatMessage, ChatPrompt, Prompt, Tool, ToolCall
 from services.kit.errors import (
+    ContextLengthExceeded,
     InvalidArgument,
     InvalidTemplate,
     LaresError,
@@ -17,6 +18,8 @@ from services.kit.errors import (
 )
 from tests.unit.services.inference.adapters.templates import CHATML, ESCAPING, HOSTILE, WELL_KNOWN
 from tests.unit.services.inference.adapters.tokenizer_folders import byte_level, write_folder
+
+CONTEXT_LENGTH = 512
 
 SYSTEM = ChatMessage("system", ' Be <b>brief</b> & "kind".\n')
 USER = ChatMessage("user", "  Xin chào! 👩‍🚀 What's up?\n")
@@ -49,7 +52,9 @@ CHATS = {
 
 
 def renderer(folder: Path, template: Any) -> PromptRenderer:
-    return PromptRenderer(load_tokenizer(write_folder(folder, byte_level(), chat_template=template)))
+    return PromptRenderer(
+        load_tokenizer(write_folder(folder, byte_level(), chat_template=template)), CONTEXT_LENGTH
+    )
 
 
 def as_transformers_takes_it(message: ChatMessage) -> dict[str, Any]:
@@ -129,7 +134,10 @@ def test_templates_render_as_with_transformers(name: str, tmp_path: Path):
 
 
 def test_the_starters_template_renders_as_with_transformers(starter_tokenizer: Path):
-    ours, tokenizer = PromptRenderer(load_tokenizer(starter_tokenizer)), theirs(starter_tokenizer)
+    ours, tokenizer = (
+        PromptRenderer(load_tokenizer(starter_tokenizer), CONTEXT_LENGTH),
+        theirs(starter_tokenizer),
+    )
     assert all(assert_equal(ours, tokenizer, chat) for chat in CHATS.values() if not chat.tools)
 
 
@@ -208,7 +216,7 @@ def test_a_message_that_the_template_leaves_out_cannot_be_continued(tmp_path: Pa
 
 
 def test_a_model_without_template_cannot_chat(tmp_path: Path):
-    ours = PromptRenderer(load_tokenizer(write_folder(tmp_path, byte_level())))
+    ours = PromptRenderer(load_tokenizer(write_folder(tmp_path, byte_level())), CONTEXT_LENGTH)
     assert not ours.has_template
     with pytest.raises(WrongModelKind):
         ours.tokens(Prompt(chat=CHATS["one question"]))
@@ -226,7 +234,7 @@ def test_templates_without_a_default_are_named(tmp_path: Path):
 def test_an_empty_text_begins_with_the_token_that_begins_a_text(
     config: dict[str, None], expected: str | None, tmp_path: Path
 ):
-    ours = PromptRenderer(load_tokenizer(write_folder(tmp_path, byte_level(), **config)))
+    ours = PromptRenderer(load_tokenizer(write_folder(tmp_path, byte_level(), **config)), CONTEXT_LENGTH)
     if expected is None:
         with pytest.raises(LaresError, match="no token that begins"):
             ours.tokens(Prompt(text=""))
@@ -237,9 +245,31 @@ def test_an_empty_text_begins_with_the_token_that_begins_a_text(
 def test_a_text_gets_its_special_tokens_and_a_chat_only_those_of_its_template(tmp_path: Path):
     folder = write_folder(tmp_path, byte_level(ends=True), chat_template="{{ messages[0].content }}")
     tokenizer = load_tokenizer(folder)
-    ours = PromptRenderer(tokenizer)
+    ours = PromptRenderer(tokenizer, CONTEXT_LENGTH)
     chat = ChatPrompt((ChatMessage("user", "the fox"),))
     bos, *middle, eos = ours.tokens(Prompt(text="the fox"))
     assert (bos, eos) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert ours.tokens(Prompt(chat=chat)) == tuple(middle)
     assert ours.tokens(Prompt(token_ids=(1, 2))) == (1, 2)
+
+
+def test_a_text_far_too_long_is_found_out_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ours = PromptRenderer(load_tokenizer(write_folder(tmp_path, byte_level())), CONTEXT_LENGTH)
+    num_chars: list[int] = []
+    encode = Tokenizer.encode
+
+    def counted(self: Tokenizer, text: str, **options: Any) -> tuple[int, ...]:
+        num_chars.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    with pytest.raises(ContextLengthExceeded):
+        ours.tokens(Prompt(text="0123456789" * 1_000_000))
+    assert sum(num_chars) <= 16 * CONTEXT_LENGTH
+
+    # One that is long in characters but not far too long in tokens is read as a whole.
+    special = "<|im_start|>"
+    folder = write_folder(tmp_path / "wide", byte_level(), extra_special_tokens=[special])
+    wide = PromptRenderer(load_tokenizer(folder), CONTEXT_LENGTH)
+    num_tokens = 16 * CONTEXT_LENGTH // len(special) + CONTEXT_LENGTH // 8
+    assert len(wide.tokens(Prompt(text=special * num_tokens))) == num_tokens

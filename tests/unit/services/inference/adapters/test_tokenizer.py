@@ -182,7 +182,7 @@ from services.inference.adapters.vocabulary import TokenizerVocabulary
 from services.inference.core.prompts import ChatMessage, ChatPrompt, Prompt
 tokenizer = load_tokenizer(Path({str(folder)!r}))
 prompt = Prompt(chat=ChatPrompt((ChatMessage("user", "hello"),)))
-print(TokenizerVocabulary(tokenizer).decode(PromptRenderer(tokenizer).tokens(prompt)))
+print(TokenizerVocabulary(tokenizer).decode(PromptRenderer(tokenizer, 512).tokens(prompt)))
 print(sorted({{"torch", "transformers", "huggingface_hub", "jinja2", "numpy"}} & sys.modules.keys()))
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +66,18 @@ def _serve(overrides: console.Overrides, names: Sequence[str], *, with_starter: 
         settings = overrides.settings()
         configure_logging(settings.log_level, settings.log_format)
         with _own(settings.home, [name for name in known if name in names]):
-            asyncio.run(_run(settings, overrides, [name for name in known if name in names], with_starter))
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                chosen = [name for name in known if name in names]
+                runner.run(_run(settings, overrides, chosen, with_starter))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where there is one: a third less work for each token that passes through. Else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:  # It has none for Windows.
+        return None
+    return uvloop.new_event_loop
 
 
 @contextlib.contextmanager

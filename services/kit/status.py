@@ -103,7 +103,8 @@ _BY_CODE: dict[grpc.StatusCode, type[LaresError]] = {
     _C.ALREADY_EXISTS: errors.AlreadyExists,
     _C.FAILED_PRECONDITION: errors.FailedPrecondition,
     _C.ABORTED: errors.FailedPrecondition,
-    _C.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
+    # What gRPC itself refuses so is a message beyond its limit, which is no smaller when it is sent again later.
+    _C.RESOURCE_EXHAUSTED: errors.PayloadTooLarge,
     _C.UNAVAILABLE: errors.ServiceUnreachable,
     _C.DATA_LOSS: errors.DataLoss,
     _C.DEADLINE_EXCEEDED: errors.DeadlineExceeded,

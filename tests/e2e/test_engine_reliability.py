@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from tests.unit.services.inference.tiny_folder import save_tiny_model
 # peft reads every attribute of a module by name, deprecated ones too.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-ONE, OTHER = "reliable-one", "reliable-other"
+# By name behind the starter, which is the first that others find.
+ONE, OTHER = "tiny-one", "tiny-other"
 ADAPTERS = ("left", "right", "up")
 NUM_HANGUPS = 50
 NUM_STREAMS = 200
@@ -35,10 +36,11 @@ MIB = 1024**2
 
 
 @pytest.fixture(scope="module")
-def tiny(house: House, tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A model that answers in milliseconds, pulled from a folder."""
     pull_tiny(house, tmp_path_factory.mktemp("tiny") / "one", ONE)
-    return ONE
+    yield ONE
+    house.lares("rm", ONE, "--yes")
 
 
 @pytest.fixture
@@ -235,6 +237,7 @@ async def test_two_models_and_three_adapters_answer_together(
         assert said == pytest.approx(alone[name], abs=0.3)
     base = await loaded(house, tiny)
     assert sorted(base.adapters) == sorted(f"models/{tiny}/versions/{adapter}" for adapter in ADAPTERS)
+    house.lares("rm", OTHER, "--yes")
 
 
 def test_a_model_that_does_not_fit_is_refused_with_numbers_and_nobody_goes_for_it(

@@ -65,10 +65,9 @@ def _serve(overrides: console.Overrides, names: Sequence[str], *, with_starter: 
             raise InvalidArgument.at("names", f"{', '.join(unknown)}: must be of {', '.join(known)}")
         settings = overrides.settings()
         configure_logging(settings.log_level, settings.log_format)
-        with _own(settings.home, [name for name in known if name in names]):
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                chosen = [name for name in known if name in names]
-                runner.run(_run(settings, overrides, chosen, with_starter))
+        chosen = [name for name in known if name in names]
+        with _own(settings.home, chosen), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_run(settings, overrides, chosen, with_starter))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,16 +1,22 @@
-"""One HTTP connection: uvicorn's, which here also hangs up on a client that does not get its headers out in time."""
+"""One HTTP connection: uvicorn's, which here also bounds the headers of a request, in time and in size."""
 
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def connection_class(header_timeout_s: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol with a deadline for the headers of each request, which it does not have itself."""
+def connection_class(header_timeout_s: float, max_header_bytes: int) -> type[asyncio.Protocol]:
+    """uvicorn's protocol with bounds for the headers of each request, which it does not have itself.
 
-    class Connection(H11Protocol):
+    The one over httptools: h11's writes a streamed token in four times the time.
+    """
+
+    class Connection(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
+        _num_header_bytes = 0
 
         # uvicorn narrows what asyncio calls a BaseTransport, which a subclass may not do again.
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -20,9 +26,14 @@ def connection_class(header_timeout_s: float) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             if self._awaits_headers():
                 self._start_clock()
+                self._num_header_bytes += len(data)
             super().data_received(data)
             if not self._awaits_headers():
                 self._stop_clock()
+                self._num_header_bytes = 0
+            elif self._num_header_bytes > max_header_bytes and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_clock()

@@ -44,7 +44,7 @@ class GatewayService:
         )
         config = uvicorn.Config(
             app,
-            http=connection_class(self._settings.header_timeout_s),
+            http=connection_class(self._settings.header_timeout_s, _MAX_HEADER_BYTES),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -53,7 +53,6 @@ class GatewayService:
             proxy_headers=False,
             timeout_keep_alive=self._settings.keep_alive_timeout_s,
             timeout_graceful_shutdown=max(1, round(self._host.settings.drain_timeout_s)),
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         )
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="gateway")

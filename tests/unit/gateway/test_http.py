@@ -127,6 +127,12 @@ async def test_a_body_that_says_it_is_too_large_is_refused_at_once(gateway: Gate
     assert await raw(gateway, POST + b"content-length: 1000001\r\n\r\n") == 413
 
 
+async def test_headers_without_end_are_cut_at_the_limit(gateway: GatewayService) -> None:
+    line = b"x-more: " + b"x" * 1000 + b"\r\n"
+    assert await raw(gateway, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + line * 60 + b"\r\n") == 200
+    assert await raw(gateway, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + line * 70) == 431
+
+
 async def test_a_chunked_body_is_cut_at_the_limit(gateway: GatewayService) -> None:
     reader, writer = await connect(gateway)
     writer.write(POST + b"transfer-encoding: chunked\r\n\r\n")

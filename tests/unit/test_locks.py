@@ -17,7 +17,7 @@ def test_a_lock_names_no_registry_and_no_machine(name: str) -> None:
 def test_a_lock_has_a_hash_for_each_package_and_leaves_torch_to_pip(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     # Some are for some platforms only: `uvloop==1.2 ; platform_system != "Windows" \`
-    pattern = r"^([a-z0-9._-]+)==\S+(?: ; [^\n\\]+?)?( \\\n    --hash=sha256:[0-9a-f]{64})?"
+    pattern = r"^([a-z0-9._-]+)==\S+(?: ; [^\n\\]*[^\n\\ ])?( \\\n    --hash=sha256:[0-9a-f]{64})?"
     packages = re.findall(pattern, text, re.MULTILINE)
     assert packages
     assert [package for package, digest in packages if not digest] == []

@@ -111,6 +111,7 @@ def test_a_hung_worker_is_noticed_within_ten_seconds():
 async def test_loading_and_unloading_gives_memory_and_descriptors_back():
     pool = make_pool()
     process = psutil.Process()
+    others = process.children()  # Of tests before this one, a database server for example.
     heard: asyncio.Queue[str] = asyncio.Queue()
 
     async def cycle() -> int:
@@ -132,7 +133,7 @@ async def test_loading_and_unloading_gives_memory_and_descriptors_back():
         gc.collect()
     assert process.num_fds() == num_fds
     assert process.memory_info().rss - rss <= _NUM_CYCLES * 512 * 1024
-    assert not process.children()
+    assert not set(process.children()) - set(others)
 
 
 async def test_a_workers_stats_arrive_at_the_service():

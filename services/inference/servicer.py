@@ -9,7 +9,7 @@ import grpc
 
 from lares.inference.v1 import inference_pb2 as pb
 from lares.inference.v1 import inference_pb2_grpc as rpc
-from services.inference import convert, convert_texts
+from services.inference import convert, convert_models, convert_texts
 from services.inference.adapters.hardware import probe_hardware
 from services.inference.adapters.metrics import measured
 from services.inference.core.inference import Inference
@@ -62,21 +62,21 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         loaded = await self._inference.load(
             convert.required_model(request.model),
             keep_alive_s,
-            convert.quantization_from_proto(request.quantization),
+            convert_models.quantization_from_proto(request.quantization),
         )
-        return pb.LoadModelResponse(loaded_model=convert.loaded_model_to_proto(loaded))
+        return pb.LoadModelResponse(loaded_model=convert_models.loaded_model_to_proto(loaded))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         """Answers when the model is out of memory."""
-        await self._inference.unload(convert.served_name_from_proto(request.name), force=request.force)
+        await self._inference.unload(convert_models.served_name_from_proto(request.name), force=request.force)
         return pb.UnloadModelResponse()
 
     async def GetLoadedModel(
         self, request: pb.GetLoadedModelRequest, context: Context
     ) -> pb.GetLoadedModelResponse:
         """One model in memory."""
-        loaded = await self._inference.find(convert.served_name_from_proto(request.name))
-        return pb.GetLoadedModelResponse(loaded_model=convert.loaded_model_to_proto(loaded))
+        loaded = await self._inference.find(convert_models.served_name_from_proto(request.name))
+        return pb.GetLoadedModelResponse(loaded_model=convert_models.loaded_model_to_proto(loaded))
 
     async def ListLoadedModels(
         self, request: pb.ListLoadedModelsRequest, context: Context
@@ -87,7 +87,7 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         after = str(cursor[0]) if cursor else ""
         models = [model for model in self._pool.loaded_models() if model.name > after]
         token = encode_cursor(_LIST_SCOPE, (models[size - 1].name,)) if len(models) > size else ""
-        shown = [convert.loaded_model_to_proto(model) for model in models[:size]]
+        shown = [convert_models.loaded_model_to_proto(model) for model in models[:size]]
         return pb.ListLoadedModelsResponse(loaded_models=shown, next_page_token=token)
 
     async def WatchLoadedModels(
@@ -97,9 +97,9 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         async with aclosing(self._host.until_draining(self._pool.watch())) as watched:
             async for sequence, loaded in watched:
                 yield pb.WatchLoadedModelsResponse(
-                    sequence=sequence, loaded_model=convert.loaded_model_to_proto(loaded)
+                    sequence=sequence, loaded_model=convert_models.loaded_model_to_proto(loaded)
                 )
 
     async def GetHardware(self, request: pb.GetHardwareRequest, context: Context) -> pb.GetHardwareResponse:
         """Off the loop: a graphics driver may take its time."""
-        return convert.hardware_to_proto(await asyncio.to_thread(probe_hardware))
+        return convert_models.hardware_to_proto(await asyncio.to_thread(probe_hardware))

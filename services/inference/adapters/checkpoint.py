@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from services.inference.adapters.model_folder import check_folder
@@ -15,16 +15,20 @@ from services.kit.errors import UnsupportedFormat
 _UNBOUNDED_CONTEXT_LENGTH: Final = 8192
 
 
-def load_causal_model(folder: Path, placement: Placement) -> PreTrainedModel:
-    """The model, ready to generate. Raises UnsupportedFormat for what is no causal language model."""
+def load_model(auto_class: Any, folder: Path, placement: Placement, **options: Any) -> PreTrainedModel:
+    """A model on its device, ready to compute. auto_class: one of transformers' AutoModel classes.
+
+    options: for its from_pretrained, beside those that keep strangers' code out. Raises UnsupportedFormat.
+    """
     check_folder(folder)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = auto_class.from_pretrained(
             folder,
             dtype=placement.dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            **options,
         )
     except (ValueError, OSError, KeyError) as error:
         raise UnsupportedFormat(f"the model cannot be loaded: {error}") from error

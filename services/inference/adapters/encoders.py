@@ -1,18 +1,19 @@
 """What the worker of an encoder needs of one: rows of a request, a tensor for rows, an answer out of tensors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from services.inference.adapters.checkpoint import load_model
 from services.inference.adapters.messages import Embed, Embedded, Loaded, Rerank, Reranked
-from services.inference.adapters.model_folder import check_folder
 from services.inference.adapters.placement import place
 from services.inference.adapters.row_tokenizer import Row
-from services.kit.errors import DataLoss, FieldViolation, InvalidArgument, UnsupportedFormat
+from services.kit.errors import DataLoss, FieldViolation, InvalidArgument
 
 # Their positions begin after the padding token's id: of 514, 512 can be used.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm")
@@ -39,23 +40,8 @@ class Encoder(Protocol):
 
 def load_encoder(folder: Path, device: str, auto_class: Any) -> PreTrainedModel:
     """A transformers model in float32: what it gives is compared across machines. Raises UnsupportedFormat."""
-    check_folder(folder)
-    placement = place(folder, device)
-    try:
-        model: PreTrainedModel = auto_class.from_pretrained(
-            folder,
-            config=AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except (ValueError, OSError, KeyError) as error:
-        raise UnsupportedFormat(f"the model cannot be loaded: {error}") from error
-    # transformers wraps `to` in a decorator that hides its signature from mypy.
-    model.to(placement.device)  # type: ignore[arg-type]
-    model.train(False)
-    return model
+    placement = replace(place(folder, device), dtype=torch.float32)
+    return load_model(auto_class, folder, placement)
 
 
 def max_tokens(config: PreTrainedConfig, *stated: object) -> int:

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
-from services.inference.adapters.checkpoint import context_length_of, load_causal_model, quiet_libraries
+from services.inference.adapters.checkpoint import context_length_of, load_model, quiet_libraries
 from services.inference.adapters.lora import LoraAdapters
 from services.inference.adapters.messages import EngineInit
 from services.inference.adapters.placement import Placement, num_kv_blocks
@@ -171,7 +171,7 @@ def load_transformers_engine(
 ) -> TransformersEngine:
     """Weights into memory, and the caches' share measured. Raises UnsupportedFormat."""
     quiet_libraries()
-    model = load_causal_model(folder, placement)
+    model = load_model(AutoModelForCausalLM, folder, placement)
     text = model.config.get_text_config()
     weights_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     block_bytes = BLOCK_SIZE * kv_bytes_per_token(model.config, placement.dtype)

@@ -13,17 +13,23 @@ from typing import Any, Self, cast
 import grpc
 
 from services.kit import context, status
+from services.kit.local_calls import LocalCalls
 
 DEFAULT_TIMEOUT_S = 60.0
 """Deadline of a unary call that was given none. Streams have none: they last as long as their work."""
 
 
 def connect(
-    endpoint: str, *, max_message_bytes: int = 16 * 1024 * 1024, unary_timeout_s: float = DEFAULT_TIMEOUT_S
+    endpoint: str,
+    *,
+    max_message_bytes: int = 16 * 1024 * 1024,
+    unary_timeout_s: float = DEFAULT_TIMEOUT_S,
+    local: LocalCalls | None = None,
 ) -> grpc.aio.Channel:
     """A channel to `HOST:PORT`, connected when first used. Close it with `await channel.close()`.
 
-    Its calls carry the request id and trace of the request that is being served.
+    Its calls carry the request id and trace of the request that is being served. local: what answers there, if that
+    is this very process.
     """
     options = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -40,7 +46,7 @@ def connect(
         # One channel's backoff must not hold up another to the same address.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    return _Channel(grpc.aio.insecure_channel(endpoint, options=options), unary_timeout_s)
+    return _Channel(grpc.aio.insecure_channel(endpoint, options=options), unary_timeout_s, local)
 
 
 @contextmanager
@@ -58,15 +64,22 @@ def translate_errors() -> Iterator[None]:
 class _Channel(grpc.aio.Channel):
     """A channel whose calls are given their metadata and deadline as they start."""
 
-    def __init__(self, channel: grpc.aio.Channel, unary_timeout_s: float) -> None:
+    def __init__(self, channel: grpc.aio.Channel, unary_timeout_s: float, local: LocalCalls | None) -> None:
         self._channel = channel
         self._unary_timeout_s = unary_timeout_s
+        self._local = local
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_context(self._channel.unary_unary(*args, **kwargs), self._unary_timeout_s)
+        calls: Any = self._channel.unary_unary(*args, **kwargs)
+        if self._local is not None:
+            calls = self._local.unary_unary(calls, *args, **kwargs)
+        return _with_context(calls, self._unary_timeout_s)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_context(self._channel.unary_stream(*args, **kwargs))
+        calls: Any = self._channel.unary_stream(*args, **kwargs)
+        if self._local is not None:
+            calls = self._local.unary_stream(calls, *args, **kwargs)
+        return _with_context(calls)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         return _with_context(self._channel.stream_unary(*args, **kwargs))

@@ -10,6 +10,7 @@ import grpc
 from services.kit.address import Address
 from services.kit.channels import connect
 from services.kit.errors import ServiceDraining
+from services.kit.local_calls import LocalCalls
 from services.kit.settings import Settings, SettingsModel, load_settings
 
 S = TypeVar("S", bound=SettingsModel)
@@ -42,11 +43,15 @@ class Host:
     bound: Address | None
     """Where this process's gRPC server really listens, once it does."""
 
+    local: LocalCalls | None
+    """What answers there, callable without the network."""
+
     def __init__(self, settings: Settings, overrides: Mapping[str, object] | None = None) -> None:
         """overrides: what the command line gave, by dotted key; those of services are read by `load`."""
         self.settings = settings
         self.draining = asyncio.Event()
         self.bound = None
+        self.local = None
         self._overrides = dict(overrides or {})
         self._channels: dict[str, grpc.aio.Channel] = {}
 
@@ -62,10 +67,15 @@ class Host:
         return configured
 
     def channel(self, service: str) -> grpc.aio.Channel:
-        """A channel to a service, shared by all who ask; also when the service runs in this very process."""
+        """A channel to a service, shared by all who ask; to one that runs in this very process, without sockets."""
         endpoint = self.endpoint(service)
         if endpoint not in self._channels:
-            self._channels[endpoint] = connect(endpoint, max_message_bytes=self.settings.max_message_bytes)
+            is_here = self.bound is not None and endpoint == str(self.bound.reachable)
+            self._channels[endpoint] = connect(
+                endpoint,
+                max_message_bytes=self.settings.max_message_bytes,
+                local=self.local if is_here else None,
+            )
         return self._channels[endpoint]
 
     async def until_draining(self, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

@@ -80,7 +80,10 @@ class ServeInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        path = handler_call_details.method
+        return self.wrapped(handler_call_details.method, handler)
+
+    def wrapped(self, path: str, handler: Handler) -> Handler:
+        """What to call in its place. path: `/{service}/{method}`. Raises TypeError for one that is not async."""
         method = self._methods.get(path)
         if method is None or method.handler is not handler:
             _, service, name = path.split("/")

@@ -20,6 +20,7 @@ from services.kit.health import OVERALL, Health
 from services.kit.health import SERVICE_NAME as HEALTH_NAME
 from services.kit.host import Host, Service
 from services.kit.interceptors import ServeInterceptor
+from services.kit.local_calls import LocalCalls
 
 __all__ = ["Build", "GrpcServer", "Host", "Service"]
 
@@ -48,7 +49,8 @@ class GrpcServer:
             interceptors=[self._calls], options=_options(host.settings.max_message_bytes)
         )
         self.address = self._bind(address or host.settings.grpc)
-        host.bound = self.address
+        self._local = LocalCalls(self._calls, max_message_bytes=host.settings.max_message_bytes)
+        host.bound, host.local = self.address, self._local
         self._ready: set[str] = set()
         self._services: list[tuple[Service, tuple[str, ...]]] = []
         self._started: list[Service] = []
@@ -67,7 +69,7 @@ class GrpcServer:
         return Address(wanted.host, port)
 
     def _add(self, service: Service) -> None:
-        registrar = _Registrar(self._server)
+        registrar = _Registrar(self._server, self._local)
         service.register(registrar)
         names = tuple(dict.fromkeys([service.full_name, *registrar.names]))
         self._services.append((service, names))
@@ -133,6 +135,7 @@ class GrpcServer:
                 await self._calls.wait_idle()
         except TimeoutError:
             _log.warning("calls were cut off", address=str(self.address), after_s=grace_s)
+            await self._local.cut_off()
             await self._server.stop(None)
         else:
             await self._server.stop(_FLUSH_S)
@@ -147,16 +150,18 @@ class GrpcServer:
 
 
 class _Registrar(grpc.aio.Server):
-    """Stands in for the server while a service registers, to learn the names of what it registers."""
+    """Stands in for the server while a service registers, to learn what it registers."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, local: LocalCalls) -> None:
         self._server = server
+        self._local = local
         self.names: list[str] = []
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         handlers = tuple(generic_rpc_handlers)
         self.names += [h.service_name() for h in handlers if isinstance(h, grpc.ServiceRpcHandler)]
         self._server.add_generic_rpc_handlers(handlers)
+        self._local.add(handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
         self._server.add_registered_method_handlers(service_name, method_handlers)

@@ -143,7 +143,8 @@ class MemoryRecords:
 class MemoryStore:
     """A `ModelStore` whose transactions are copies."""
 
-    def __init__(self, *, kept_events: int = 10_000) -> None:
+    def __init__(self, *, kept_events: int = 10_000, is_sole_writer: bool = True) -> None:
+        self.is_sole_writer = is_sole_writer
         self._records = MemoryRecords(kept_events)
 
     async def read(self, work: Callable[[Records], T]) -> T:

@@ -28,6 +28,11 @@ class SqlStore:
         self._kept_events = kept_events
         self._database: Database | None = None
 
+    @property
+    def is_sole_writer(self) -> bool:
+        """So it is with a file, which one process owns."""
+        return self._opened.is_sqlite
+
     async def open(self) -> None:
         """Connect, and bring the tables up to date. Raises Unavailable, DiskFull, DataLoss."""
         self._database = await Database.open(self._url, migrations=MIGRATIONS)

@@ -1,6 +1,7 @@
 """The registry's one door: checks what is asked, runs it as one transaction, wakes those who watch."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -21,6 +22,15 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a name meant after a change to the records, and after so many writes of this process."""
+
+    sequence: int
+    num_writes: int
+    resolution: Resolution
+
+
 class Catalog:
     """Models and versions, read and changed. now: the clock, for tests."""
 
@@ -28,8 +38,8 @@ class Catalog:
         self._store = store
         self._wakeup = wakeup
         self._now = now
-        # By reference, with the last change before each was read: asked with every request for text.
-        self._resolutions: dict[str, tuple[int, Resolution]] = {}
+        self._resolutions: dict[str, _Known] = {}  # By reference: asked with every request for text.
+        self._num_writes = 0  # Counted as each begins and again as it ends, so that none goes by unseen.
 
     async def create_model(self, draft: Model, *, request_id: str = "") -> Model:
         """Record a model. Raises InvalidArgument, ModelExists."""
@@ -68,18 +78,19 @@ class Catalog:
 
     async def resolve(self, reference: str) -> Resolution:
         """What a name means. Raises InvalidReference, ModelNotFound, VersionNotFound, ModelNotAvailable."""
-        return await self._store.read(lambda records: self._resolved(records, reference))
+        known, num_writes = self._resolutions.get(reference), self._num_writes
+        if known is not None and self._store.is_sole_writer and known.num_writes == num_writes:
+            return known.resolution
+        return await self._store.read(lambda records: self._resolved(records, reference, num_writes))
 
-    def _resolved(self, records: Records, reference: str) -> Resolution:
+    def _resolved(self, records: Records, reference: str, num_writes: int) -> Resolution:
         """As it was read, if nothing at all has changed since."""
         sequence = records.last_sequence()
         known = self._resolutions.get(reference)
-        if known is not None and known[0] == sequence:
-            return known[1]
-        found = resolve(records, reference)
+        found = known.resolution if known and known.sequence == sequence else resolve(records, reference)
         if len(self._resolutions) >= _MOST_RESOLUTIONS:
             self._resolutions.clear()
-        self._resolutions[reference] = (sequence, found)
+        self._resolutions[reference] = _Known(sequence, num_writes, found)
         return found
 
     async def create_version(self, draft: Version, *, request_id: str = "") -> Version:
@@ -133,8 +144,10 @@ class Catalog:
         )
 
     async def _write(self, work: Callable[[Records], T]) -> T:
+        self._num_writes += 1
         try:
             return await self._store.write(work)
         finally:
             # Also when the caller has hung up: the transaction may be committed.
+            self._num_writes += 1
             self._wakeup.wake()

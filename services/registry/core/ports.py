@@ -113,6 +113,10 @@ class Records(Protocol):
 class ModelStore(Protocol):
     """Runs units of work in transactions. Writes happen one after another."""
 
+    @property
+    def is_sole_writer(self) -> bool:
+        """Whether all changes go through this store. If not, replicas make some too."""
+
     async def read(self, work: Callable[[Records], T]) -> T:
         """Run `work` on one consistent view. Raises Unavailable."""
 

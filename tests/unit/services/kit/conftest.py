@@ -31,8 +31,9 @@ def host(tmp_path: Path) -> Host:
     return Host(Settings(home=tmp_path, grpc=Address("127.0.0.1", 0)))
 
 
-@pytest.fixture
-async def idle(host: Host) -> AsyncIterator[Served]:
+@pytest.fixture(params=["wire", "local"])
+async def idle(host: Host, request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+    """Over gRPC's own transport, and without it: the same is to hold."""
     echoes: list[Echo] = []
 
     def build(host: Host) -> Echo:
@@ -40,7 +41,7 @@ async def idle(host: Host) -> AsyncIterator[Served]:
         return echoes[0]
 
     server = GrpcServer(host, [build])
-    channel = connect(str(server.address))
+    channel = connect(str(server.address), local=host.local if request.param == "local" else None)
     yield Served(host, echoes[0], server, channel, EchoClient(channel))
     await channel.close()
     await server.stop(grace_s=0)

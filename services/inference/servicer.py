@@ -11,7 +11,7 @@ from lares.inference.v1 import inference_pb2 as pb
 from lares.inference.v1 import inference_pb2_grpc as rpc
 from services.inference import convert, convert_models, convert_texts
 from services.inference.adapters.hardware import probe_hardware
-from services.inference.adapters.metrics import measured
+from services.inference.adapters.metrics import GenerationMeter
 from services.inference.core.inference import Inference
 from services.inference.core.pool import ModelPool
 from services.kit.host import Host
@@ -34,9 +34,11 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Closing the core's generator, however the call ends, frees the slot."""
+        meter = GenerationMeter(request.model)
         generation = self._inference.generate(convert.generation_request_from_proto(request))
-        async with aclosing(measured(request.model, generation)) as events:
+        async with aclosing(generation) as events:
             async for event in events:
+                meter.see(event)
                 for response in convert.generation_event_to_proto(event):
                     yield response
 

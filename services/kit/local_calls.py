@@ -156,16 +156,17 @@ class _Exchange(Context):
 
     # What its caller uses.
 
-    async def wait(self) -> None:
-        """Wait until there is a message more, or initial metadata, or its end. One waits at a time."""
+    def news(self) -> asyncio.Future[None]:
+        """Done when there is a message more, or initial metadata, or its end. One waits at a time."""
         self._reader = self._loop.create_future()
-        await self._reader
+        return self._reader
 
     def take(self) -> bytes:
         """The next of the messages."""
         message = self.messages.popleft()
         self._num_unread_bytes -= len(message)
-        _wake(self._writer)
+        if self._writer is not None:
+            _wake(self._writer)
         return message
 
     def leave(self) -> bool:
@@ -325,7 +326,7 @@ class _Call:
 
     async def _wait(self) -> None:
         try:
-            await self._exchange.wait()
+            await self._exchange.news()
         except asyncio.CancelledError:
             self.cancel()
             raise
@@ -333,22 +334,30 @@ class _Call:
     async def _next(self) -> Any:
         """The next message, or EOF. Raises AioRpcError, or CancelledError after `cancel`."""
         exchange = self._exchange
-        while not exchange.is_left:
-            if exchange.messages:
-                message = exchange.take()
-                return self._deserialize(message) if self._deserialize else message
-            if exchange.status is grpc.StatusCode.OK:
-                return grpc.aio.EOF
+        while not exchange.messages:
             if exchange.status is not None:
-                initial, trailing = exchange.initial or (), exchange.trailing
-                raise grpc.aio.AioRpcError(
-                    exchange.status,
-                    grpc.aio.Metadata(*initial),
-                    grpc.aio.Metadata(*trailing),
-                    details=exchange.text,
-                )
-            await self._wait()
-        raise asyncio.CancelledError
+                return self._end()
+            try:  # As `_wait`; this is where each token passes.
+                await exchange.news()
+            except asyncio.CancelledError:
+                exchange.leave()
+                raise
+        if exchange.is_left:
+            raise asyncio.CancelledError
+        message = exchange.take()
+        return self._deserialize(message) if self._deserialize else message
+
+    def _end(self) -> Any:
+        exchange = self._exchange
+        if exchange.is_left:
+            raise asyncio.CancelledError
+        if exchange.status is None or exchange.status is grpc.StatusCode.OK:
+            return grpc.aio.EOF
+        initial, trailing = (
+            grpc.aio.Metadata(*(exchange.initial or ())),
+            grpc.aio.Metadata(*exchange.trailing),
+        )
+        raise grpc.aio.AioRpcError(exchange.status, initial, trailing, details=exchange.text)
 
 
 class _UnaryCall(_Call, UnaryCall):
@@ -370,8 +379,7 @@ class _StreamCall(_Call, StreamCall):
             raise StopAsyncIteration
         return message
 
-    async def read(self) -> Any:
-        return await self._next()
+    read = _Call._next
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

@@ -18,6 +18,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -314,7 +315,8 @@ class WorkerCall(Generic[Req, Ev]):
         self._request = request
         self._call_id = 0
         self._ended = False
-        self._events: asyncio.Queue[Ev | LaresError | None] = asyncio.Queue()
+        self._events: deque[Ev | LaresError | None] = deque()
+        self._news: asyncio.Future[None] | None = None  # What the one reader waits for.
 
     async def __aenter__(self) -> Self:
         self._call_id = self._worker._open(self, self._request)
@@ -347,7 +349,10 @@ class WorkerCall(Generic[Req, Ev]):
     async def __anext__(self) -> Ev:
         if self._ended:
             raise StopAsyncIteration
-        event = await self._events.get()
+        while not self._events:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        event = self._events.popleft()
         if event is None:
             self._ended = True
             raise StopAsyncIteration
@@ -357,7 +362,9 @@ class WorkerCall(Generic[Req, Ev]):
         return event
 
     def _put(self, event: Ev | LaresError | None) -> None:
-        self._events.put_nowait(event)
+        self._events.append(event)
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Histogram
@@ -35,21 +34,22 @@ _CACHED_TOKENS = Counter(
 _COMPLETION_TOKENS = Counter("lares_completion_tokens_total", "Tokens of whole answers.", ["model"])
 
 
-async def measured(
-    model: str, events: AsyncGenerator[GenerationEvent, None]
-) -> AsyncGenerator[GenerationEvent, None]:
-    """Pass a generation's events on, and observe them. model: as the caller calls it. Closes `events`."""
-    began_s = time.perf_counter()
-    has_text = False
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case Delta() if not has_text:
-                    has_text = True
-                    _TTFT.labels(model).observe(time.perf_counter() - began_s)
-                case GenerationEnded():
-                    _observe_end(model, event.ended)
-            yield event
+class GenerationMeter:
+    """Observes one generation. model: as the caller calls it."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._began_s = time.perf_counter()
+        self._has_text = False
+
+    def see(self, event: GenerationEvent) -> None:
+        """Its next event."""
+        match event:
+            case Delta() if not self._has_text:
+                self._has_text = True
+                _TTFT.labels(self._model).observe(time.perf_counter() - self._began_s)
+            case GenerationEnded():
+                _observe_end(self._model, event.ended)
 
 
 def _observe_end(model: str, ended: Ended) -> None:

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 from prometheus_client import REGISTRY
 
-from services.inference.adapters.metrics import METRICS, measured
+from services.inference.adapters.metrics import METRICS, GenerationMeter
 from services.inference.core.events import Delta, Ended, LoopStats
 from services.inference.core.inference import GenerationEnded, GenerationEvent, GenerationStarted
 from tests.unit.services.inference.core.test_pool import FakeFactory, make_pool, model
@@ -22,7 +22,9 @@ async def test_a_generation_counts_its_tokens_and_times_under_its_model():
             Ended((), 5, 2, 10.0, 1.0, 1.0, ttft_ms=2, inter_token_ms=20.0, num_cached_tokens=4), 0.0
         )
 
-    assert len([event async for event in measured("measured-model", events())]) == 4
+    meter = GenerationMeter("measured-model")
+    async for event in events():
+        meter.see(event)
     assert value("lares_prompt_tokens_total", "measured-model") == 5
     assert value("lares_cached_prompt_tokens_total", "measured-model") == 4
     assert value("lares_completion_tokens_total", "measured-model") == 2

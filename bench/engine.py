@@ -141,7 +141,7 @@ class Run:
                     _seed("pairs", round_),
                 )
             )
-        except (LoadFailed, httpx2.HTTPError, grpc.RpcError) as error:
+        except (LoadFailed, OSError, grpc.RpcError) as error:
             self._leave_out("the first token's share", error)
         else:
             self.results.add(lares.name, "services_first_token_ms", round_, value_ms)

@@ -22,9 +22,11 @@ _HEADERS = [
 
 
 class ServerSentEvents(Response):
-    """Answers 200 and sends frames as they come. An error becomes a last event; a client that leaves ends the frames.
+    """Answers 200 with the first frame, and sends the others as they come.
 
-    frames: whole events. Closed when the answer ends, however it ends.
+    What is raised before the first frame is raised here; after it, an error becomes a last event. A client that leaves
+    ends the frames. frames: whole events; an empty one only begins the answer. Closed when the answer ends, however it
+    ends.
     """
 
     def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
@@ -33,7 +35,7 @@ class ServerSentEvents(Response):
         self._frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve. Raises ClientDisconnected."""
+        """Serve. Raises ClientDisconnected, and what the frames raise before the first."""
         sending = asyncio.ensure_future(self._send_all(send))
         gone = asyncio.ensure_future(disconnected(receive))
         try:
@@ -49,8 +51,10 @@ class ServerSentEvents(Response):
                 await asyncio.wait(pending)
 
     async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self._frames) as frames:
+            first = await anext(frames)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": first, "more_body": True})
             try:
                 async for frame in frames:
                     await send({"type": "http.response.body", "body": frame, "more_body": True})

@@ -79,6 +79,7 @@ async def _frames(
     collector = TranscriptCollector(form)
     collector.add(stream.first)
     async with upload, aclosing(stream.rest()) as events:
+        yield b""  # It is admitted; its text may take a while.
         async for message in events:
             if text := collector.add(message):
                 yield event(TextDelta(delta=text).model_dump_json().encode())

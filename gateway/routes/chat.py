@@ -22,8 +22,7 @@ async def create_chat_completion(gateway: Gateway, request: Request) -> Response
     wanted = await read_json(request, ChatRequest)
     message = request_to_proto(wanted, cache_salt(request))
     if wanted.stream:
-        stream = await until_disconnect(request.receive, _start(gateway, message))
-        return ServerSentEvents(_frames(wanted, stream))
+        return ServerSentEvents(_frames(gateway, wanted, message))
     return json_response(await until_disconnect(request.receive, _complete(gateway, wanted, message)))
 
 
@@ -33,8 +32,9 @@ async def _start(gateway: Gateway, message: pb.GenerateRequest) -> EventStream[p
 
 
 async def _frames(
-    wanted: ChatRequest, stream: EventStream[pb.GenerateResponse]
+    gateway: Gateway, wanted: ChatRequest, message: pb.GenerateRequest
 ) -> AsyncGenerator[bytes, None]:
+    stream = await _start(gateway, message)
     frames = ChatFrames(wanted, stream.first.started)
     async with aclosing(stream.rest()) as events:
         yield frames.opening()

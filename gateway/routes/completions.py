@@ -34,8 +34,7 @@ async def create_completion(gateway: Gateway, request: Request) -> Response:
         return json_response(await until_disconnect(request.receive, _score(gateway, wanted, scored)))
     messages = requests_to_proto(wanted, cache_salt(request))
     if wanted.stream:
-        streams = await until_disconnect(request.receive, _start(gateway, messages))
-        return ServerSentEvents(_frames(wanted, streams))
+        return ServerSentEvents(_frames(gateway, wanted, messages))
     return json_response(await until_disconnect(request.receive, _complete(gateway, wanted, messages)))
 
 
@@ -61,9 +60,13 @@ async def _start(gateway: Gateway, messages: list[pb.GenerateRequest]) -> Stream
         raise
 
 
-async def _frames(wanted: CompletionRequest, streams: Streams) -> AsyncGenerator[bytes, None]:
+async def _frames(
+    gateway: Gateway, wanted: CompletionRequest, messages: list[pb.GenerateRequest]
+) -> AsyncGenerator[bytes, None]:
+    streams = await _start(gateway, messages)
     frames = CompletionFrames(wanted, [stream.first.started for stream in streams])
     async with aclosing(merged(streams)) as events:
+        yield b""  # It is admitted; its text may take a while.
         async for prompt, event in events:
             if frame := frames.frames(prompt, event):
                 yield frame

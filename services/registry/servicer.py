@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -13,9 +13,12 @@ from services.kit.names import parse_model_name, parse_version_name
 from services.kit.paging import decode_cursor, encode_cursor, page_size
 from services.registry import convert
 from services.registry.core.catalog import Catalog
+from services.registry.core.models import Resolution
 from services.registry.core.watch import Watcher
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+_MOST_TOLD: Final = 1024
 
 
 class RegistryServicer(rpc.RegistryServiceServicer):
@@ -25,6 +28,8 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         self._host = host
         self._catalog = catalog
         self._watcher = watcher
+        # What was told of each name last: the catalogue gives the same object as long as nothing has changed.
+        self._told: dict[str, tuple[Resolution, pb.ResolveModelResponse]] = {}
 
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
         """Record a model."""
@@ -67,7 +72,13 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         self, request: pb.ResolveModelRequest, context: Context
     ) -> pb.ResolveModelResponse:
         """Find what a name means."""
-        return convert.resolution_to_proto(await self._catalog.resolve(request.reference))
+        resolution = await self._catalog.resolve(request.reference)
+        told = self._told.get(request.reference)
+        if told is None or told[0] is not resolution:
+            if len(self._told) >= _MOST_TOLD:
+                self._told.clear()
+            told = self._told[request.reference] = resolution, convert.resolution_to_proto(resolution)
+        return told[1]
 
     async def WatchModels(
         self, request: pb.WatchModelsRequest, context: Context

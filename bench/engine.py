@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-import httpx2
 import psutil
 
 from bench.first_token import added_ms

@@ -42,7 +42,7 @@ class InferenceSettings(ServiceSettings):
         " max_sequences ask for, at most a quarter of the memory.",
     )
     max_batch_tokens: int = Field(
-        default=512,
+        default=576,
         ge=16,
         le=65_536,
         description="Tokens that one step of a model computes at most, prompts and answers together.",

@@ -42,7 +42,7 @@ class EngineInit(msgspec.Struct, frozen=True):
     folder: str
     device: str
     max_sequences: int
-    max_batch_tokens: int = 512
+    max_batch_tokens: int = 576
     kv_bytes: int = 0
     cuda_graphs: bool = True
     weight_type: str = ""

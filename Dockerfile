@@ -22,7 +22,7 @@ RUN case "$SERVICE" in inference | trainer) \
         pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH" ;; \
     esac
 COPY . .
-RUN pip install --constraint constraints.txt ".[${SERVICE},postgres]"
+RUN pip install --constraint constraints.txt ".[${SERVICE},postgres,otel]"
 
 FROM ${PYTHON_IMAGE}
 ARG SERVICE

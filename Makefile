@@ -14,7 +14,7 @@ RUNTIME := $(VENV)/.runtime-is-installed
 DEV := $(VENV)/.dev-is-installed
 NODE := tests/e2e/node/node_modules/.is-installed
 CONTRACT := protos/released.binpb
-EXTRAS := registry downloader inference speech trainer gateway postgres
+EXTRAS := registry downloader inference speech trainer gateway postgres otel
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --strip-extras \

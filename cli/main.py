@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import chat, console, models, scoring, serving, speech, system, training
+from cli import chat, console, memory, models, scoring, serving, speech, system, training
 
 GLOBAL_OPTIONS = ("--home", "--http", "--grpc", "--log-level")
 
@@ -60,6 +60,7 @@ chat.register(app)
 scoring.register(app)
 speech.register(app)
 training.register(app)
+memory.register(app)
 system.register(app)
 
 

@@ -28,6 +28,7 @@ from services.kit.process import Part, run_until_signalled
 from services.kit.server import Build, GrpcServer, Host
 from services.kit.settings import SERVICES, Settings
 from services.kit.telemetry import MetricsPort, configure_logging
+from services.kit.tracing import Traces
 
 GATEWAY = "gateway"
 NO_STARTER = "none"
@@ -99,7 +100,7 @@ async def _run(
     settings: Settings, overrides: console.Overrides, names: Sequence[str], with_starter: bool
 ) -> None:
     host = Host(settings, overrides)
-    parts: list[Part] = []
+    parts: list[Part] = [Traces()]
     addresses: list[str] = []
     if builds := [_builder(f"services.{name}.service") for name in names if name != GATEWAY]:
         server = GrpcServer(host, builds)

@@ -1,4 +1,4 @@
-"""`lares status`, `ps`, `settings`, `doctor`: how things stand, and what this machine has."""
+"""`lares status`, `settings`, `doctor`: how things stand, and what this machine has."""
 
 import asyncio
 import importlib
@@ -21,8 +21,6 @@ from grpc_health.v1 import health_pb2
 
 from cli import console
 from cli.client import Client
-from lares.inference.v1 import inference_pb2
-from lares.speech.v1 import speech_pb2
 from services.kit.address import Address
 from services.kit.errors import InvalidArgument
 from services.kit.settings import SERVICES, ServiceSettings, Settings, SettingsModel, describe, load_settings
@@ -43,7 +41,7 @@ GIB = 1024**3
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this room on the command line."""
-    for command in (status, ps, settings, doctor):
+    for command in (status, settings, doctor):
         app.command()(command)
 
 
@@ -102,55 +100,6 @@ def _gateway_state(address: Address) -> str:
         return "not serving"
     except OSError:
         return "unreachable"
-
-
-def ps(ctx: typer.Context, as_json: console.Json = False) -> None:
-    """List the models that are in memory."""
-
-    async def work(client: Client) -> None:
-        loaded = (
-            await client.inference.ListLoadedModels(inference_pb2.ListLoadedModelsRequest(page_size=1000))
-        ).loaded_models
-        recognizers = (
-            await client.speech.ListRecognizers(speech_pb2.ListRecognizersRequest(page_size=1000))
-        ).recognizers
-        if as_json:
-            console.print_json(
-                {
-                    "loaded_models": [console.to_json(model) for model in loaded],
-                    "recognizers": [console.to_json(recognizer) for recognizer in recognizers],
-                }
-            )
-            return
-        rows = [
-            [
-                model.name.partition("/")[2],
-                console.enum_text(model, "state"),
-                f"{model.device} {model.dtype}".strip(),
-                console.size_text(model.memory_bytes),
-                str(model.num_active_requests),
-                str(model.worker_pid or ""),
-            ]
-            for model in loaded
-        ]
-        rows += [
-            [
-                recognizer.name.partition("/")[2],
-                "ready",
-                recognizer.device,
-                console.size_text(recognizer.memory_bytes),
-                str(recognizer.num_active_requests),
-                str(recognizer.worker_pid or ""),
-            ]
-            for recognizer in recognizers
-        ]
-        console.print_table(
-            ("NAME", "STATE", "DEVICE", "MEMORY", "ACTIVE", "PID"),
-            rows,
-            empty="no model is in memory: the first request loads one",
-        )
-
-    console.run(ctx, work)
 
 
 def settings(ctx: typer.Context, as_json: console.Json = False) -> None:

@@ -20,6 +20,8 @@ _log = structlog.get_logger("lares.http")
 
 _BACKLOG = 1024
 _MAX_HEADER_BYTES = 64 * 1024
+_TICK_S = 1.0
+_SETTLE_S = 0.01
 _FORCED_EXIT_S = 5.0
 """Beyond the drain timeout: what handlers that were cancelled get to clean up in."""
 
@@ -64,7 +66,7 @@ class GatewayService:
         """Accept nothing more, let what is in flight end within the drain timeout, then cancel it."""
         if self._server is None or self._serving is None:
             return
-        self._server.should_exit = True
+        self._server.leave()
         done, _ = await asyncio.wait(
             {self._serving}, timeout=self._host.settings.drain_timeout_s + _FORCED_EXIT_S
         )
@@ -85,6 +87,22 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.accepting = asyncio.Event()
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """Begin to stop."""
+        self.should_exit = True
+        self._leaving.set()
+
+    async def main_loop(self) -> None:
+        """Once a second, for the date in the headers: uvicorn's own looks ten times as often whether it is to end."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await self._leaving.wait()
+                    # A connection that was taken just now must be set up before its listener closes, which a timer
+                    # comes after: asyncio drops it half-way otherwise.
+                    await asyncio.sleep(_SETTLE_S)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.endpoint import ROUTE_KEY
 from gateway.errors import ClientDisconnected, error_response
-from services.kit import context
+from services.kit import context, tracing
 
 _log = structlog.get_logger("lares.http")
 
@@ -67,6 +67,7 @@ class _Exchange:
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         self.request_id = context.bind_request(headers)
         self.status: int | None = None
+        self._span = None if scope["path"] in _QUIET else tracing.begin(scope["method"])
         self._scope = scope
         self._send = send
         self._start_s = time.perf_counter()
@@ -89,6 +90,16 @@ class _Exchange:
         _SECONDS.labels(method, route).observe(seconds)
         if self._first_byte_s is not None:
             _FIRST_BYTE_SECONDS.labels(method, route).observe(self._first_byte_s)
+        tracing.end(
+            self._span,
+            {
+                "http.request.method": method,
+                "http.route": route,
+                "http.response.status_code": self.status or _CLIENT_CLOSED,
+            },
+            name=f"{method} {route}",
+            failure=str(self.status) if (self.status or 0) >= 500 else "",
+        )
         if route not in _QUIET:
             _log.info(
                 "http",

@@ -20,6 +20,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from gateway.validation import UNSUPPORTED
 from lares.inference.v1 import inference_pb2 as pb
+from services.kit.durations import duration_s
 
 UINT32_MAX = 2**32 - 1
 INT64_MIN, UINT64_MAX = -(2**63), 2**64 - 1
@@ -107,27 +108,12 @@ KeepAlive = Annotated[
     float | str,
     Field(description="How long the model stays in memory: seconds, or `5m`, `1h`; negative keeps it."),
 ]
-_KEEP_ALIVE = re.compile(r"(-?\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h)?")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
-_MAX_KEEP_ALIVE_S = 10 * 365 * 86400.0
 
 
 def check_keep_alive(value: float | str | None) -> float | str | None:
     """Validator of a field of this type."""
     if value is not None:
-        keep_alive_s(value)
-    return value
-
-
-def keep_alive_s(value: float | str) -> float:
-    """`300`, `5m`, `-1` in seconds. Raises ValueError."""
-    if isinstance(value, str):
-        match = _KEEP_ALIVE.fullmatch(value)
-        if match is None:
-            raise ValueError("must be a number of seconds, or a number with ms, s, m or h")
-        value = float(match[1]) * _UNIT_S[match[2]]
-    if abs(value) > _MAX_KEEP_ALIVE_S:
-        raise ValueError("must be at most ten years")
+        duration_s(value)
     return value
 
 
@@ -136,7 +122,7 @@ def keep_alive_to_proto(value: float | str | None) -> Duration | None:
     if value is None:
         return None
     duration = Duration()
-    duration.FromMilliseconds(round(keep_alive_s(value) * 1000))
+    duration.FromMilliseconds(round(duration_s(value) * 1000))
     return duration
 
 

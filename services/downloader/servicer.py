@@ -17,6 +17,7 @@ from services.downloader.core.leases import Leases
 from services.kit.errors import InvalidArgument
 from services.kit.host import Host
 from services.kit.paging import decode_cursor, encode_cursor, page_size
+from services.kit.request_stream import RequestStream
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -143,12 +144,13 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         self, request_iterator: AsyncIterator[pb.WriteBlobRequest], context: Context
     ) -> pb.WriteBlobResponse:
         """Store what a caller sends."""
-        first = await anext(aiter(request_iterator), pb.WriteBlobRequest())
-        if not first.HasField("header"):
-            raise InvalidArgument.at("header", "must be the first message")
-        written = await self._blobs.write(
-            _chunks(request_iterator), size_bytes=first.header.size_bytes, digest=first.header.digest
-        )
+        async with RequestStream(request_iterator) as requests:
+            first = await requests.first("header")
+            if not first.HasField("header"):
+                raise InvalidArgument.at("header", "must be the first message")
+            written = await self._blobs.write(
+                _chunks(requests), size_bytes=first.header.size_bytes, digest=first.header.digest
+            )
         return convert.written_to_proto(written)
 
     async def ReadBlob(

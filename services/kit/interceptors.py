@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.kit import context as request_context
-from services.kit import status
+from services.kit import status, tracing
 from services.kit.errors import InternalError, LaresError
 
 _log = structlog.get_logger("lares.access")
@@ -31,6 +31,8 @@ _SECONDS = Histogram(
 _IN_FLIGHT = Gauge("lares_rpc_in_flight", "RPCs that are being served now.", ["service", "method"])
 
 _OURS_TO_MEND = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
+# Who hangs up has had enough.
+_WENT_WELL = frozenset({grpc.StatusCode.OK, grpc.StatusCode.CANCELLED})
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 if TYPE_CHECKING:  # They are generic in their stubs only.
@@ -145,6 +147,7 @@ class ServeInterceptor(grpc.aio.ServerInterceptor):
         in_flight = _IN_FLIGHT.labels(method.service, method.name)
         in_flight.inc()
         self._count(method, 1)
+        span = None if method.is_plumbing else tracing.begin(f"{method.service}/{method.name}")
         try:
             await context.send_initial_metadata(((request_context.REQUEST_ID_KEY, request_id),))
             self._admit(method.service)
@@ -167,6 +170,16 @@ class ServeInterceptor(grpc.aio.ServerInterceptor):
             _TOTAL.labels(method.service, method.name, code.name).inc()
             _SECONDS.labels(method.service, method.name).observe(seconds)
             _log_access(method, code, seconds, context.peer())
+            tracing.end(
+                span,
+                {
+                    "rpc.system": "grpc",
+                    "rpc.service": method.service,
+                    "rpc.method": method.name,
+                    "rpc.grpc.status_code": code.value[0],
+                },
+                failure="" if code in _WENT_WELL else code.name,
+            )
 
     def _count(self, method: _Method, change: int) -> None:
         if method.is_plumbing:
@@ -212,7 +225,7 @@ async def _abort(context: Context, error: LaresError) -> None:
 
 def _log_access(method: _Method, code: grpc.StatusCode, seconds: float, peer: str) -> None:
     # What went well is in the metrics, and in the gateway's log where HTTP asked for it.
-    went_well = method.is_plumbing or code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
+    went_well = method.is_plumbing or code in _WENT_WELL
     say = _log.error if code in _OURS_TO_MEND else _log.debug if went_well else _log.info
     say(
         "rpc",

@@ -143,7 +143,7 @@ class _Exchange(Context):
         self._metadata = tuple(metadata)
         self._max_message_bytes = max_message_bytes
         self._num_unread_bytes = 0
-        self._reader: asyncio.Future[None] | None = None
+        self._readers: list[asyncio.Future[None]] = []
         self._writer: asyncio.Future[None] | None = None
         # As the servicer sets them.
         self._code, self._details = grpc.StatusCode.OK, ""
@@ -157,16 +157,17 @@ class _Exchange(Context):
     # What its caller uses.
 
     def news(self) -> asyncio.Future[None]:
-        """Done when there is a message more, or initial metadata, or its end. One waits at a time."""
-        self._reader = self._loop.create_future()
-        return self._reader
+        """Done when there is a message more, or initial metadata, or its end."""
+        reader = self._loop.create_future()
+        self._readers.append(reader)
+        return reader
 
     def take(self) -> bytes:
         """The next of the messages."""
         message = self.messages.popleft()
         self._num_unread_bytes -= len(message)
-        if self._writer is not None:
-            _wake(self._writer)
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
         return message
 
     def leave(self) -> bool:
@@ -175,6 +176,11 @@ class _Exchange(Context):
         self.is_left |= was_running
         return was_running
 
+    def abandon(self) -> None:
+        """Leave it from any thread: a call may be collected in one that has nothing to do with it."""
+        if self.status is None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.leave)
+
     def end(self, code: grpc.StatusCode, text: str = "", trailing: Pairs = ()) -> bool:
         """It ends so, unless it has; a servicer that still answers is cancelled. Returns whether it was running."""
         if self.status is not None:
@@ -182,7 +188,7 @@ class _Exchange(Context):
         self.status, self.text, self.trailing = code, text, trailing
         if self._timer is not None:
             self._timer.cancel()
-        _wake(self._reader)
+        self._tell()
         if self.task is not None and self.task is not asyncio.current_task():
             self.task.cancel()
         return True
@@ -190,6 +196,12 @@ class _Exchange(Context):
     def end_as_set(self) -> None:
         """It ends as its servicer says."""
         self.end(self._code, self._details, self._trailing)
+
+    def _tell(self) -> None:
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            if not reader.done():
+                reader.set_result(None)
 
     def check_size(self, message: bytes) -> None:
         """Raise AbortError for a message beyond the limit, as gRPC does."""
@@ -211,11 +223,11 @@ class _Exchange(Context):
             await self._writer
         self.messages.append(data)
         self._num_unread_bytes += len(data)
-        _wake(self._reader)
+        self._tell()
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         self.initial = tuple(initial_metadata)
-        _wake(self._reader)
+        self._tell()
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         self._code, self._details, self._trailing = code, details, tuple(trailing_metadata)
@@ -281,7 +293,7 @@ class _Call:
         self._deserialize = deserialize
 
     def __del__(self) -> None:
-        self._exchange.leave()
+        self._exchange.abandon()
 
     def cancel(self) -> bool:
         return self._exchange.leave()
@@ -380,8 +392,3 @@ class _StreamCall(_Call, StreamCall):
         return message
 
     read = _Call._next
-
-
-def _wake(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)

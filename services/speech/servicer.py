@@ -8,10 +8,10 @@ import grpc
 from lares.speech.v1 import speech_pb2 as pb
 from lares.speech.v1 import speech_pb2_grpc as rpc
 from services.kit import paging
+from services.kit.request_stream import RequestStream
 from services.speech import convert
 from services.speech.core.pool import RecognizerPool
 from services.speech.core.speech import Speech
-from services.speech.requests import RequestStream
 
 _LISTING = "recognizers"
 
@@ -29,7 +29,7 @@ class SpeechServicer(rpc.SpeechServiceServicer):
         context: grpc.aio.ServicerContext[pb.StreamRecognizeRequest, pb.StreamRecognizeResponse],
     ) -> AsyncIterator[pb.StreamRecognizeResponse]:
         async with RequestStream(request_iterator) as requests:
-            config = convert.recognition_config_from_proto(await requests.first())
+            config = convert.recognition_config_from_proto(await requests.first("config"))
             audio = (convert.audio_from_proto(request) async for request in requests)
             async with aclosing(self._speech.recognize(config, audio)) as events:
                 async for event in events:
@@ -41,7 +41,7 @@ class SpeechServicer(rpc.SpeechServiceServicer):
         context: grpc.aio.ServicerContext[pb.TranscribeRequest, pb.TranscribeResponse],
     ) -> AsyncIterator[pb.TranscribeResponse]:
         async with RequestStream(request_iterator) as requests:
-            config = convert.transcription_config_from_proto(await requests.first())
+            config = convert.transcription_config_from_proto(await requests.first("config"))
             chunks = (convert.chunk_from_proto(request) async for request in requests)
             async with aclosing(self._speech.transcribe(config, chunks)) as events:
                 async for event in events:

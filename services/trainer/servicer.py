@@ -10,6 +10,7 @@ from lares.trainer.v1 import trainer_pb2 as pb
 from lares.trainer.v1 import trainer_pb2_grpc as rpc
 from services.kit.errors import InvalidArgument
 from services.kit.paging import decode_cursor, encode_cursor, page_size
+from services.kit.request_stream import RequestStream
 from services.trainer import convert
 from services.trainer.core.desk import Desk
 from services.trainer.core.library import Library
@@ -30,13 +31,14 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         self, request_iterator: AsyncIterator[pb.CreateDatasetRequest], context: Context
     ) -> pb.CreateDatasetResponse:
         """Take a file in."""
-        first = await anext(aiter(request_iterator), None)
-        if first is None or first.WhichOneof("part") != "header":
-            raise InvalidArgument.at("header", "must be the first message")
-        header = first.header
-        dataset = await self._library.take_in(
-            header.file_name, _chunks(request_iterator), request_id=_request_id(header.request_id)
-        )
+        async with RequestStream(request_iterator) as requests:
+            first = await requests.first("header")
+            if first.WhichOneof("part") != "header":
+                raise InvalidArgument.at("header", "must be the first message")
+            header = first.header
+            dataset = await self._library.take_in(
+                header.file_name, _chunks(requests), request_id=_request_id(header.request_id)
+            )
         return pb.CreateDatasetResponse(dataset=convert.dataset_to_proto(dataset))
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:

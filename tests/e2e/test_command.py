@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import LARES, STARTER, House
 
 
@@ -33,6 +35,32 @@ def test_catalogue_lists_the_short_names(house: House) -> None:
 
 def test_pull_again_fetches_nothing(house: House) -> None:
     assert house.json("pull", STARTER)["completed_bytes"] == 0
+
+
+def test_a_model_is_loaded_listed_and_unloaded(house: House) -> None:
+    loaded = house.json("load", STARTER, "--keep-alive", "1h")
+    assert (loaded["name"], loaded["state"]) == (f"loadedModels/{STARTER}", "LOADED_MODEL_STATE_READY")
+    assert f"{STARTER} is in memory: cpu" in house.lares("load", STARTER).stdout
+    assert STARTER in house.lares("ps").stdout
+    assert "out of memory" in house.lares("unload", STARTER).stdout
+    assert not [model for model in house.json("ps")["loaded_models"] if model["name"] == loaded["name"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("unload", "no-such-model"), "no-such-model"),
+        (("load", "no-such-model"), "lares pull"),
+        (("load", STARTER, "--keep-alive", "soon"), "keep-alive"),
+        (("load", STARTER, "--quantization", "int3"), "int8"),
+    ],
+)
+def test_what_cannot_be_loaded_or_unloaded_is_told(
+    house: House, arguments: tuple[str, ...], told: str
+) -> None:
+    done = house.lares(*arguments, check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
 
 
 def test_settings_tell_value_and_source(house: House) -> None:

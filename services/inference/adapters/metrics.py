@@ -1,4 +1,7 @@
-"""Metrics of models and generations, for Prometheus. A model's name is its label: there are few of them."""
+"""Metrics of models and generations, for Prometheus, and what traces tell of a generation.
+
+A model's name is a label: there are few of them.
+"""
 
 import time
 import weakref
@@ -13,6 +16,7 @@ from services.inference.core.events import Delta, Ended, LoopStats
 from services.inference.core.inference import GenerationEnded, GenerationEvent
 from services.inference.core.models import LoadedModel
 from services.inference.core.pool import ModelPool
+from services.kit import tracing
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
@@ -50,6 +54,7 @@ class GenerationMeter:
                 _TTFT.labels(self._model).observe(time.perf_counter() - self._began_s)
             case GenerationEnded():
                 _observe_end(self._model, event.ended)
+                _trace_end(self._model, event)
 
 
 def _observe_end(model: str, ended: Ended) -> None:
@@ -59,6 +64,25 @@ def _observe_end(model: str, ended: Ended) -> None:
     _PROMPT_TOKENS.labels(model).inc(ended.num_prompt_tokens)
     _CACHED_TOKENS.labels(model).inc(ended.num_cached_tokens)
     _COMPLETION_TOKENS.labels(model).inc(ended.num_completion_tokens)
+
+
+def _trace_end(model: str, event: GenerationEnded) -> None:
+    """Names of what others trace too are OpenTelemetry's, of generative models."""
+    ended = event.ended
+    tracing.annotate(
+        {
+            "gen_ai.request.model": model,
+            "gen_ai.usage.input_tokens": ended.num_prompt_tokens,
+            "gen_ai.usage.output_tokens": ended.num_completion_tokens,
+            "lares.cached_prompt_tokens": ended.num_cached_tokens,
+            "lares.preemptions": ended.num_preemptions,
+            "lares.ttft_ms": ended.ttft_ms,
+            "lares.inter_token_ms": ended.inter_token_ms,
+            "lares.max_inter_token_ms": ended.max_inter_token_ms,
+        }
+    )
+    load = {"load": event.load_ms} if event.load_ms else {}
+    tracing.phases(load | {"queue": ended.queue_ms, "prefill": ended.prefill_ms, "decode": ended.decode_ms})
 
 
 class PoolCollector(Collector):

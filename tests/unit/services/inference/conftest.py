@@ -10,6 +10,7 @@ from lares.inference.v1 import inference_pb2_grpc as rpc
 from lares.registry.v1 import registry_pb2 as rpb
 from services.inference.service import build
 from services.kit.address import Address
+from services.kit.channels import connect
 from services.kit.host import Host
 from services.kit.server import GrpcServer
 from services.kit.settings import Settings
@@ -40,9 +41,11 @@ async def serve(tmp_path: Path, tiny_folder: Path, **settings: Any) -> AsyncIter
     host = Host(Settings(home=tmp_path), {f"inference.{name}": value for name, value in limits.items()})
     server = GrpcServer(host, [lambda _: house, build], address=Address("127.0.0.1", 0))
     await server.start()
+    channel = connect(str(server.address))  # Over the wire, as callers from elsewhere.
     try:
-        yield Running(rpc.InferenceServiceStub(host.channel("inference")), house, host)
+        yield Running(rpc.InferenceServiceStub(channel), house, host)
     finally:
+        await channel.close()
         await server.stop()
         await host.close()
 

@@ -9,11 +9,15 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from lares.inference.v1 import inference_pb2 as pb
 from lares.inference.v1 import inference_pb2_grpc as rpc
 from lares.registry.v1 import registry_pb2 as rpb
 from services.inference.service import build
+from services.kit import tracing
 from services.kit.address import Address
 from services.kit.channels import translate_errors
 from services.kit.errors import (
@@ -31,6 +35,8 @@ from services.kit.server import GrpcServer
 from services.kit.settings import Settings
 from tests.unit.services.inference.conftest import Running
 from tests.unit.services.inference.fake_house import FakeHouse
+
+GENERATE = "lares.inference.v1.InferenceService/Generate"
 
 
 def text_request(text: str = "hello", **fields: Any) -> pb.GenerateRequest:
@@ -284,6 +290,30 @@ async def check_unload(running: Running) -> None:
         assert not (await running.stub.ListLoadedModels(pb.ListLoadedModelsRequest())).loaded_models
     with pytest.raises(ModelNotFound), translate_errors():
         await running.stub.UnloadModel(pb.UnloadModelRequest(name="loadedModels/tiny"))
+
+
+async def test_a_generation_is_traced_with_its_phases_and_what_it_called(running: Running):
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing.use(provider)
+    try:
+        await generate(running, text_request())
+        async with asyncio.timeout(10):
+            while GENERATE not in {span.name for span in exporter.get_finished_spans()}:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0)
+    finally:
+        tracing.use(None)
+        provider.shutdown()
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    whole = spans[GENERATE]
+    below = {name for name, span in spans.items() if span.parent == whole.context}
+    assert {"load", "queue", "prefill", "decode"} <= below
+    assert any(name.endswith("/ResolveModel") for name in spans)
+    assert len({span.context.trace_id for span in spans.values()}) == 1
+    assert whole.attributes is not None
+    assert whole.attributes["gen_ai.request.model"] == "tiny"
+    assert whole.attributes["gen_ai.usage.input_tokens"] == 5
+    assert float(str(whole.attributes["lares.ttft_ms"])) > 0
 
 
 async def test_the_hardware_is_told(running: Running):

@@ -54,12 +54,12 @@ class RequestStream(Generic[M]):
             raise StopAsyncIteration
         return item
 
-    async def first(self) -> M:
-        """The configuration. Raises InvalidArgument if the client sent nothing."""
+    async def first(self, field: str) -> M:
+        """The message that tells of the others. field: what it is to hold. Raises InvalidArgument if there is none."""
         try:
             return await anext(self)
         except StopAsyncIteration:
-            raise InvalidArgument.at("config", "must be sent first; the stream was empty") from None
+            raise InvalidArgument.at(field, "must be sent first; the stream was empty") from None
 
     async def _read(self) -> None:
         try:

@@ -26,6 +26,7 @@ class Echo:
         self.may_start.set()
         self.starting = asyncio.Event()
         self.start_error: Exception | None = None
+        self.num_flooded = 0
 
     def register(self, server: grpc.aio.Server) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -58,6 +59,8 @@ class Echo:
                 return f"{request_context.request_id.get()} {request_context.traceparent.get()}".encode()
             case b"deadline":
                 return str(context.time_remaining()).encode()
+            case b"peer":
+                return str(context.peer()).encode()
             case b"abort":
                 await context.abort(grpc.StatusCode.OUT_OF_RANGE, "by hand")
             case b"hang":
@@ -86,6 +89,7 @@ class Echo:
                         yield event
                 case "flood":
                     while True:
+                        self.num_flooded += 1
                         yield b"x" * 100_000
         finally:
             self.cleaned_up.set()

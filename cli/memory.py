@@ -12,7 +12,7 @@ from cli.client import Client
 from lares.inference.v1 import inference_pb2 as pb
 from lares.speech.v1 import speech_pb2
 from services.kit.channels import translate_errors
-from services.kit.durations import duration_s
+from services.kit.durations import duration_to_proto
 from services.kit.errors import InvalidArgument, NotFound, Unavailable, Unsupported
 
 
@@ -45,7 +45,7 @@ def load(
 
     async def work(client: Client) -> None:
         request = pb.LoadModelRequest(model=name, quantization=quantization, keep_alive=_duration(keep_alive))
-        loaded = await _load(client, request, quiet=as_json)
+        loaded = await load_model(client, request, quiet=as_json)
         if as_json:
             console.print_json(console.to_json(loaded))
             return
@@ -74,7 +74,7 @@ def unload(
                 )
         except NotFound:
             # Speech has models in memory, too. If it has not this one, the first answer says what is wrong.
-            if not await _unload_recognizer(client, name):
+            if not await unload_recognizer(client, name):
                 raise
         console.out.print(f"{name} is out of memory", markup=False)
 
@@ -130,8 +130,8 @@ def ps(ctx: typer.Context, as_json: console.Json = False) -> None:
     console.run(ctx, work)
 
 
-async def _load(client: Client, request: pb.LoadModelRequest, *, quiet: bool) -> pb.LoadedModel:
-    """The model once it answers. Raises Unavailable if it did not come up."""
+async def load_model(client: Client, request: pb.LoadModelRequest, *, quiet: bool) -> pb.LoadedModel:
+    """Load with a progress bar, and return the model once it answers. Raises Unavailable if it does not come up."""
     # Watched from before it begins: a load may be over, well or badly, before its answer is here.
     watch = client.inference.WatchLoadedModels(pb.WatchLoadedModelsRequest())
     progress = Progress(
@@ -166,8 +166,8 @@ async def _load(client: Client, request: pb.LoadModelRequest, *, quiet: bool) ->
         watch.cancel()
 
 
-async def _unload_recognizer(client: Client, name: str) -> bool:
-    """Whether there was one."""
+async def unload_recognizer(client: Client, name: str) -> bool:
+    """Take a model of Speech out of memory. Returns whether it was there."""
     with contextlib.suppress(NotFound, Unavailable, Unsupported), translate_errors():
         await client.speech.UnloadRecognizer(speech_pb2.UnloadRecognizerRequest(name=f"recognizers/{name}"))
         return True
@@ -175,14 +175,10 @@ async def _unload_recognizer(client: Client, name: str) -> bool:
 
 
 def _duration(text: str) -> Duration | None:
-    if not text:
-        return None
-    duration = Duration()
     try:
-        duration.FromMilliseconds(round(duration_s(text) * 1000))
+        return duration_to_proto(text) if text else None
     except ValueError as error:
         raise InvalidArgument.at("keep-alive", str(error)) from error
-    return duration
 
 
 def _short(name: str) -> str:

@@ -17,10 +17,10 @@ from rich.progress import (
 
 from cli import console
 from cli.client import Client
+from cli.memory import unload_recognizer
 from lares.downloader.v1 import downloader_pb2
 from lares.inference.v1 import inference_pb2
 from lares.registry.v1 import registry_pb2
-from lares.speech.v1 import speech_pb2
 from services.kit.channels import translate_errors
 from services.kit.errors import LaresError, ModelNotFound, NotFound, Unavailable, error_class
 from services.kit.names import parse_version_name
@@ -327,8 +327,7 @@ async def _unload(client: Client, found: registry_pb2.ResolveModelResponse) -> N
     served = found.model.name.removeprefix("models/")
     with contextlib.suppress(NotFound, Unavailable), translate_errors():
         await client.inference.UnloadModel(inference_pb2.UnloadModelRequest(name=f"loadedModels/{served}"))
-    with contextlib.suppress(NotFound, Unavailable), translate_errors():
-        await client.speech.UnloadRecognizer(speech_pb2.UnloadRecognizerRequest(name=f"recognizers/{served}"))
+    await unload_recognizer(client, served)
 
 
 async def _delete(client: Client, found: registry_pb2.ResolveModelResponse) -> None:

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from cli import console
 from cli.client import Client
+from cli.memory import load_model
 from cli.models import pull_model
 from cli.settings import CliSettings
 from lares.inference.v1 import inference_pb2
@@ -23,6 +24,7 @@ from services.kit.errors import (
     LaresError,
     NotFound,
     ResourceExhausted,
+    Unavailable,
 )
 from services.kit.process import Part, run_until_signalled
 from services.kit.server import Build, GrpcServer, Host
@@ -155,18 +157,8 @@ class _Starter:
 
     async def _prepare(self, client: Client) -> None:
         """Have it in memory once: what the first load converts is kept, and the first answer is quick."""
-        with console.err.status(f"preparing {self._name}"), translate_errors():
-            watch = client.inference.WatchLoadedModels(inference_pb2.WatchLoadedModelsRequest())
-            asked = (
-                await client.inference.LoadModel(inference_pb2.LoadModelRequest(model=self._name))
-            ).loaded_model
-            try:
-                async for change in watch:
-                    model = change.loaded_model
-                    if model.name == asked.name and model.state != inference_pb2.LOADED_MODEL_STATE_LOADING:
-                        return
-            finally:
-                watch.cancel()
+        with console.err.status(f"preparing {self._name}"), contextlib.suppress(Unavailable):
+            await load_model(client, inference_pb2.LoadModelRequest(model=self._name), quiet=True)
 
     async def _warm(self, client: Client) -> None:
         """Begin to load it, so that the first request waits less. It leaves again if nobody asks it anything."""

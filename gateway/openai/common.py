@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from gateway.validation import UNSUPPORTED
 from lares.inference.v1 import inference_pb2 as pb
-from services.kit.durations import duration_s
+from services.kit.durations import duration_s, duration_to_proto
 
 UINT32_MAX = 2**32 - 1
 INT64_MIN, UINT64_MAX = -(2**63), 2**64 - 1
@@ -119,11 +119,7 @@ def check_keep_alive(value: float | str | None) -> float | str | None:
 
 def keep_alive_to_proto(value: float | str | None) -> Duration | None:
     """None is unset: the service's own setting."""
-    if value is None:
-        return None
-    duration = Duration()
-    duration.FromMilliseconds(round(duration_s(value) * 1000))
-    return duration
+    return None if value is None else duration_to_proto(value)
 
 
 def _check_logit_bias(value: dict[str, float] | None) -> dict[str, float] | None:

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, sent where `OTEL_EXPORTER_OTLP_ENDPOINT` says; without it nothing is imported, nothing costs.
+"""OpenTelemetry traces, sent where `OTEL_EXPORTER_OTLP_ENDPOINT` says; without it nothing of it is imported.
 
     span = tracing.begin("lares.inference.v1.InferenceService/Generate")   below its caller's, above what it calls
     tracing.annotate({"gen_ai.request.model": name})                       on the span that this task began last

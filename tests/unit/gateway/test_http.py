@@ -6,12 +6,16 @@ import socket
 
 import httpx2
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.routing import Route
 
 from gateway.app import create_app
 from gateway.service import GatewayService, build
 from gateway.settings import GatewaySettings
 from gateway.upstream import FULL_NAMES
+from services.kit import tracing
 from services.kit.address import Address
 from services.kit.errors import FailedPrecondition
 from services.kit.host import Host
@@ -59,6 +63,25 @@ async def test_metrics_name_routes_and_never_paths(http: httpx2.AsyncClient) -> 
     assert 'route="unmatched"' in text
     assert "private" not in text
     assert "wp-admin" not in text
+
+
+async def test_a_request_is_a_span_that_names_its_route_and_machines_that_look_after_it_are_none(
+    http: httpx2.AsyncClient,
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing.use(provider)
+    try:
+        await http.get("/healthz")
+        await http.get("/v1/models/some-private-name")
+    finally:
+        tracing.use(None)
+        provider.shutdown()
+    (span,) = [span for span in exporter.get_finished_spans() if not span.name.startswith("lares.")]
+    assert span.name == "GET /v1/models/{model}"
+    assert span.attributes is not None
+    assert span.attributes["http.response.status_code"] == 404
+    assert "private" not in str(span.attributes)
 
 
 async def test_the_document_tells_of_every_route_and_of_no_other(

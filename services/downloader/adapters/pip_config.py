@@ -1,22 +1,23 @@
-"""Where pip would look for packages: its own configuration files and environment, as it reads them itself.
+"""Where pip would look for packages: its configuration files and environment, read by its rules
+(https://pip.pypa.io/en/stable/topics/configuration/).
 
-pip is asked by command, in a child process: it has no other interface that stays
-(https://pip.pypa.io/en/stable/user_guide/#using-pip-from-your-program).
+pip itself is not run for it: environments made by uv or pipx have none.
 """
 
-import ast
-import asyncio
+import configparser
+import os
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from services.kit.errors import SourceUnavailable
 
-_TIMEOUT_S: Final = 60.0
 # Later ones override earlier ones, as for the command that we stand in for.
-_SECTIONS: Final = ("global", "download", ":env:")
-# pip's own default is asked for, so that no index is named here.
-_DEFAULT_INDEX: Final = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+_SECTIONS: Final = ("global", "download")
+_PREFIX: Final = "PIP_"
+_TRUE: Final = ("1", "true", "yes", "y", "on", "t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,17 @@ class PipConfig:
     cert: str = ""
 
 
-async def read_pip_config() -> PipConfig:
-    """Ask pip. Raises SourceUnavailable if there is no pip beside this Python."""
-    settings = _parse(await _python("-m", "pip", "config", "list"))
+def read_pip_config(environment: Mapping[str, str] = os.environ) -> PipConfig:
+    """Read what pip would. Raises SourceUnavailable if a file cannot be read, or no index is named and no pip
+    is there to know its own.
+    """
+    settings = dict(_settings(environment))
     indexes = []
-    if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
-        index = settings.get("index-url") or (await _python("-c", _DEFAULT_INDEX)).strip()
-        indexes = [index, *settings.get("extra-index-url", "").split()]
+    if settings.get("no-index", "").lower() not in _TRUE:
+        indexes = [
+            settings.get("index-url") or _default_index(),
+            *settings.get("extra-index-url", "").split(),
+        ]
     return PipConfig(
         index_urls=tuple(indexes),
         find_links=tuple(settings.get("find-links", "").split()),
@@ -42,38 +47,54 @@ async def read_pip_config() -> PipConfig:
     )
 
 
-def _parse(listing: str) -> dict[str, str]:
-    """`global.index-url='https://...'`, a line each."""
-    found: dict[str, dict[str, str]] = {section: {} for section in _SECTIONS}
-    for line in listing.splitlines():
-        name, equals, quoted = line.partition("=")
-        section, _, key = name.strip().rpartition(".")
-        if not equals or section not in found:
-            continue
+def _settings(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(option, value), what overrides after what it overrides."""
+    parser = configparser.RawConfigParser()
+    parser.optionxform = _option  # type: ignore[assignment,method-assign]  # the documented way to set it
+    for file in _files(environment):
         try:
-            found[section][key] = str(ast.literal_eval(quoted.strip()))
-        except (ValueError, SyntaxError):
-            continue
-    return {key: value for section in _SECTIONS for key, value in found[section].items()}
+            parser.read(file)
+        except (configparser.Error, OSError, UnicodeDecodeError) as error:
+            raise SourceUnavailable(f"pip's configuration in {file} cannot be read: {error}") from None
+    for section in _SECTIONS:
+        if parser.has_section(section):
+            yield from parser.items(section)
+    for name, value in environment.items():
+        if name.startswith(_PREFIX) and value:
+            yield _option(name.removeprefix(_PREFIX)), value
 
 
-async def _python(*arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+def _option(name: str) -> str:
+    return name.lower().replace("_", "-").removeprefix("--")
+
+
+def _files(environment: Mapping[str, str]) -> Iterator[Path]:
+    """The machine's, the user's, the Python environment's, the one that is asked for; not all need be there."""
+    own = environment.get("PIP_CONFIG_FILE", "")
+    if own == os.devnull:
+        return
+    home = Path(environment.get("HOME") or Path.home())
+    folders = [Path("/etc/xdg/pip"), Path("/etc")]
+    if listed := environment.get("XDG_CONFIG_DIRS"):
+        folders[:1] = [Path(folder) / "pip" for folder in listed.split(os.pathsep) if folder]
+    if sys.platform == "darwin":
+        folders = [Path("/Library/Application Support/pip")]
+    if not (own and Path(own).exists()):  # the file that is asked for stands in for the user's
+        user = Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "pip"
+        mac = home / "Library/Application Support/pip"
+        folders += [home / ".pip", mac if sys.platform == "darwin" and mac.is_dir() else user]
+    yield from (folder / "pip.conf" for folder in [*folders, Path(sys.prefix)])
+    if own:
+        yield Path(own)
+
+
+def _default_index() -> str:
+    # pip's own default is asked for, so that no index is named here.
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        from pip._internal.models.index import PyPI
+    except ImportError:
         raise SourceUnavailable(
-            "pip does not answer; `python -m pip config list` should print its settings"
+            "no package index is configured, and pip, which knows one, is not installed beside Lares;"
+            " set PIP_INDEX_URL"
         ) from None
-    if process.returncode != 0:
-        raise SourceUnavailable("pip is needed beside Lares to know where packages come from; install pip")
-    return output.decode("utf-8", "replace")
+    return str(PyPI.simple_url)

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,14 +26,14 @@ class WheelUnpacker(Protocol):
 
 
 class PypiSource:
-    """See `Source`. pip's configuration is read at the first pull, for it takes a child process."""
+    """See `Source`. pip's configuration is read at the first pull: it may be set right without a restart before."""
 
     def __init__(
         self,
         unpacker: WheelUnpacker,
         limits: HttpLimits,
         *,
-        read_config: Callable[[], Awaitable[PipConfig]] = read_pip_config,
+        read_config: Callable[[], PipConfig] = read_pip_config,
     ) -> None:
         self._unpacker = unpacker
         self._limits = limits
@@ -98,7 +98,7 @@ class PypiSource:
         """(client, URLs of indexes, URLs of pages with links), without credentials."""
         async with self._lock:
             if self._opened is None:
-                config = await self._read_config()
+                config = await asyncio.to_thread(self._read_config)
                 schemes = ("https", "http", "file")
                 indexes = [parse_url(url, schemes=schemes) for url in config.index_urls]
                 pages = [parse_url(url, schemes=schemes) for url in config.find_links if "://" in url]

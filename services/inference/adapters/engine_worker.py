@@ -1,8 +1,11 @@
 """The worker of a language model. `main` runs in a child process and holds the model, its loop, its adapters."""
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from services.inference.adapters.messages import (
     DropAdapter,
@@ -22,6 +25,9 @@ from services.inference.core.loop import LoopRequest, StepLoop
 from services.inference.core.prompts import Prompt
 from services.kit.errors import LaresError, UnsupportedFormat
 from services.kit.worker_port import Incoming, WorkerPort
+
+# Long enough that whoever talks with a model never waits for memory that was given back a moment before.
+_IDLE_S: Final = 10.0
 
 
 def main(init: EngineInit, port: WorkerPort[EngineRequest, EngineEvent]) -> None:
@@ -48,6 +54,12 @@ def make_engine(
     from services.inference.adapters.transformers_engine import load_transformers_engine
 
     return load_transformers_engine(init, folder, placement, end_token_ids)
+
+
+def give_back_memory() -> None:
+    """Give freed memory that the allocator keeps for the next step (see workers.py) to the system, on glibc."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class EngineWorker:
@@ -88,6 +100,7 @@ class EngineWorker:
         from services.inference.adapters.placement import card_bytes  # As above.
 
         facts = self._engine.facts
+        give_back_memory()  # What loading took and needs no more.
         self._port.ready(
             Loaded(
                 device=facts.device,
@@ -100,11 +113,18 @@ class EngineWorker:
                 note=facts.note,
             )
         )
+        keeps_memory = False
         while not self._port.closed:
             timeout_s = 0 if self._loop.has_work else self._stats.due_in_s
-            for incoming in self._port.receive(timeout_s=timeout_s):
+            waits_to_rest = keeps_memory and timeout_s is None
+            received = self._port.receive(timeout_s=_IDLE_S if waits_to_rest else timeout_s)
+            if waits_to_rest and not received:
+                give_back_memory()
+                keeps_memory = False
+            for incoming in received:
                 self._take(incoming)
             if self._loop.has_work:
+                keeps_memory = True
                 report = self._loop.step()
                 self._port.post(
                     events=[(call_id, Step(update)) for call_id, update in report.updates],

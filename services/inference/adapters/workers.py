@@ -41,7 +41,7 @@ from services.kit.worker import Worker, WorkerSpec
 # A conversion takes the first part of a load's progress, where one is needed.
 _CONVERSION_SHARE: Final = 0.7
 
-_ENV: Final = {
+WORKER_ENVIRONMENT: Final = {
     "TQDM_DISABLE": "1",
     # Threads that sleep at every barrier make a step twice as slow, and threads that spin without end take a busy
     # machine's cores from those who have work: they spin for some microseconds, then sleep.
@@ -150,7 +150,7 @@ class ProcessWorkerFactory:
             events=events,
             ready=Loaded,
             progress=LoadProgress,
-            env=_ENV,
+            env=WORKER_ENVIRONMENT,
             ready_timeout_s=self._load_timeout_s,
         )
 

@@ -10,7 +10,6 @@ from services.inference.adapters.messages import EngineInit
 from services.inference.adapters.placement import Placement, num_kv_blocks
 from services.inference.adapters.runner.architecture import Architecture
 from services.inference.adapters.runner.batch import Batcher
-from services.inference.adapters.runner.cuda_ops import CudaOps
 from services.inference.adapters.runner.engine import RunnerEngine
 from services.inference.adapters.runner.graphs import DecodeSteps
 from services.inference.adapters.runner.kv_pool import BLOCK_SIZE, KvPool
@@ -60,10 +59,14 @@ def load_runner(
         return None
     dtype, device = placement.dtype, torch.device(placement.device)
     is_cuda = device.type == "cuda"
+    ops: Ops = TorchOps()
     if is_cuda:
+        # Its causal bias draws in torch's compiler: a second of imports and 50 MiB, for cards alone.
+        from services.inference.adapters.runner.cuda_ops import CudaOps
+
+        ops = CudaOps()
         # cuDNN, which torch asks first on some cards, plans anew for each shape, and no two chunks are of one.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    ops: Ops = CudaOps() if is_cuda else TorchOps()
     scheme = quantization_scheme(init.weight_type, device)
     decoder = Decoder(architecture, Checkpoint(folder, dtype, device, scheme), ops, on_progress)
     num_blocks = num_kv_blocks(

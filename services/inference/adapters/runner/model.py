@@ -53,11 +53,18 @@ class Decoder:
         self.architecture = architecture
         self._ops = ops
         shape = (architecture.vocab_size, architecture.hidden_size)
-        self._embedding = checkpoint.get("model.embed_tokens.weight", shape)
-        is_tied = architecture.ties_embeddings or "lm_head.weight" not in checkpoint
-        # Kept beside the prepared one, for the few rows that `_sharpen` reads.
-        self._head_rows = self._embedding if is_tied else checkpoint.get("lm_head.weight", shape)
-        self._head = ops.linear(self._head_rows, None)
+        embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+        if architecture.ties_embeddings or head not in checkpoint:
+            head = embedding
+        weight = checkpoint.get(head, shape)
+        self._head = ops.linear(weight, None)
+        # Beside the prepared matrix single rows of it are read, by `_sharpen` and, if it is tied, as embedding.
+        is_kept = isinstance(self._head, DenseLinear)
+        self._head_rows, num_bytes = (weight, weight.nbytes) if is_kept else checkpoint.rows(head, shape)
+        self._embedding, more = (
+            (self._head_rows, 0) if head == embedding else checkpoint.rows(embedding, shape)
+        )
+        self._num_vocabulary_bytes = num_bytes + more + (0 if is_kept else self._head.num_bytes)
         self._final_norm = _norm(architecture, checkpoint, "model.norm.weight", architecture.hidden_size)
         self._layers: list[LayerWeights] = []
         for index in range(len(architecture.layers)):
@@ -77,9 +84,7 @@ class Decoder:
             for layer in self._layers
             for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down)
         ]
-        rows = {each.data_ptr(): each.nbytes for each in (self._embedding, self._head_rows)}
-        head = 0 if isinstance(self._head, DenseLinear) else self._head.num_bytes  # Else it is those rows.
-        return sum(rows.values()) + head + sum(matrix.num_bytes for matrix in matrices)
+        return self._num_vocabulary_bytes + sum(matrix.num_bytes for matrix in matrices)
 
     def hidden(self, batch: Batch, pool: KvPool, adapters: Sequence[ActiveAdapter] = ()) -> Tensor:
         """Run all layers; keys and values go into the pool. Returns (T, hidden_size) float32, not normalized yet."""

@@ -1,7 +1,8 @@
 """Weights out of safetensors files, by name, without reading more than is asked for.
 
-The files are mapped, not read: a tensor's bytes come out of the page cache once, where it is copied. No mapping
-outlives the load: it would count as memory a second time, and change with its file.
+The files are mapped, not read: a tensor's bytes come out of the page cache once, where it is copied. What is copied is
+not mapped on after the load: it would count as memory a second time. Only a table of which single rows are read stays
+mapped instead of copied (`rows`); the store never changes a file, and keeps it while the model is loaded.
 """
 
 import json
@@ -27,6 +28,7 @@ from services.inference.adapters.runner.quantize import (
 from services.kit.errors import UnsupportedFormat
 
 _INDEX: Final = "model.safetensors.index.json"
+_STORED_AS: Final = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
 class Checkpoint:
@@ -39,14 +41,12 @@ class Checkpoint:
         self._dtype = dtype
         self._device = device
         self._files: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
         for path in _files(folder):
-            try:
-                opened = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UnsupportedFormat(f"{path.name} is not a safetensors file: {error}") from error
-            # It is typed as a function without types.
-            names: list[str] = opened.offset_keys()  # type: ignore[no-untyped-call]
+            opened = _open(path)
+            names: list[str] = opened.offset_keys()
             self._files.update(dict.fromkeys(names, opened))
+            self._paths.update(dict.fromkeys(names, path))
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -66,6 +66,20 @@ class Checkpoint:
         if tensor.shape != torch.Size(shape):
             raise UnsupportedFormat(f"{name} is {list(tensor.shape)}; config.json says {list(shape)}")
         return tensor.to(self._device, dtype or self._dtype, copy=True)
+
+    def rows(self, name: str, shape: Sequence[int]) -> tuple[Tensor, int]:
+        """A tensor of which single rows are read, and the memory that it takes.
+
+        None, where it can be used as it lies in its file: what was read of it is the system's page cache. Raises as
+        `get`.
+        """
+        opened = self._opened(name)
+        is_as_stored = opened.get_slice(name).get_dtype() == _STORED_AS.get(self._dtype)
+        if self._device.type == "cpu" and is_as_stored and self.shape(name) == tuple(shape):
+            # Mapped anew: the pages of the first mapping, read through, count as this process's memory until it ends.
+            return _open(self._paths[name]).get_tensor(name), 0
+        tensor = self.get(name, shape)
+        return tensor, tensor.nbytes
 
     def find(self, name: str, shape: Sequence[int]) -> Tensor | None:
         """As `get`; None if it is missing."""
@@ -107,6 +121,13 @@ class Checkpoint:
         if opened is None:
             raise UnsupportedFormat(f"the weights lack {name}")
         return opened
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UnsupportedFormat(f"{path.name} is not a safetensors file: {error}") from error
 
 
 def _files(folder: Path) -> list[Path]:

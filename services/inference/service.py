@@ -49,6 +49,7 @@ class InferenceService:
             max_sequences=settings.max_sequences,
             max_batch_tokens=settings.max_batch_tokens,
             load_timeout_s=settings.load_timeout_s,
+            step_timeout_s=settings.step_timeout_s,
             cuda_graphs=settings.cuda_graphs,
             uses_mps=settings.device == "mps",
         )

@@ -82,3 +82,9 @@ class InferenceSettings(ServiceSettings):
         le=86_400,
         description="Seconds after which a model that is still loading is given up.",
     )
+    step_timeout_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="Seconds that one step of a model may take before its process is replaced; 0 for any.",
+    )

@@ -51,7 +51,8 @@ class WorkerSpec(Generic[Req, Ev]):
 
     target: `package.module:function`; the function's annotations say what init and the requests are decoded
     as. events, ready, progress: type (or union of tagged Structs) of what the child sends on calls, with
-    `port.ready` and with `port.progress`; Any gives plain dicts and lists.
+    `port.ready` and with `port.progress`; Any gives plain dicts and lists. max_work_s: once it is ready, a child that
+    does not come back to `port.receive` for so long counts as hung; 0 for one that may work as long as it likes.
     """
 
     name: str
@@ -62,6 +63,7 @@ class WorkerSpec(Generic[Req, Ev]):
     progress: Any = Any
     env: Mapping[str, str] = field(default_factory=dict)
     ready_timeout_s: float = 300.0
+    max_work_s: float = 0.0
 
 
 class Worker(Generic[Req, Ev]):
@@ -111,7 +113,7 @@ class Worker(Generic[Req, Ev]):
         worker = cls(spec, process, on_progress)
         try:
             async with asyncio.timeout(spec.ready_timeout_s):
-                await worker._send(frames.Start(spec.target, frames.raw(spec.init)))
+                await worker._send(frames.Start(spec.target, frames.raw(spec.init), spec.max_work_s))
                 await worker._ready
         except TimeoutError:
             await worker.kill(f"was not ready within {spec.ready_timeout_s:g} s")

@@ -23,10 +23,13 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 
 
 class Start(msgspec.Struct, tag="start", array_like=True):
-    """The first frame: what to run, `package.module:function`, and what to give it."""
+    """The first frame: what to run, `package.module:function`, what to give it, and how long it may work on one thing
+    before it counts as hung; 0 for as long as it likes.
+    """
 
     target: str
     init: msgspec.Raw
+    max_work_s: float
 
 
 class Open(msgspec.Struct, tag="open", array_like=True):

@@ -34,7 +34,7 @@ def main() -> int:
         target = getattr(importlib.import_module(module), function)
         init_type, requests = _types_of(target)
         init = msgspec.msgpack.decode(start.init, type=init_type)
-        port = WorkerPort(inbox, outbox, requests)
+        port = WorkerPort(inbox, outbox, requests, start.max_work_s)
         target(init, port)
     except LaresError as error:
         traceback.print_exc()

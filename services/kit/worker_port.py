@@ -39,8 +39,10 @@ class WorkerPort(Generic[Req, Ev]):
     `def main(init: Init, port: WorkerPort[Open | More, Token | Done]) -> None`.
     """
 
-    def __init__(self, inbox: IO[bytes], outbox: int, requests: Any) -> None:
-        """inbox: pipe from the parent, past its Start frame. outbox: descriptor of the pipe to the parent."""
+    def __init__(self, inbox: IO[bytes], outbox: int, requests: Any, max_work_s: float = 0.0) -> None:
+        """inbox: pipe from the parent, past its Start frame. outbox: descriptor of the pipe to the parent. max_work_s:
+        after so long without a `receive` the parent's pings go unanswered, and it takes this worker for hung.
+        """
         self._inbox = inbox
         self._outbox = outbox
         self._requests = msgspec.msgpack.Decoder(requests)
@@ -48,6 +50,8 @@ class WorkerPort(Generic[Req, Ev]):
         self._queue: queue.SimpleQueue[Incoming[Req] | None] = queue.SimpleQueue()
         self._write_lock = threading.Lock()
         self._closed = threading.Event()
+        self._max_work_s = max_work_s
+        self._works_since_s: float | None = None
         threading.Thread(target=self._read, name="worker-inbox", daemon=True).start()
 
     @property
@@ -61,6 +65,7 @@ class WorkerPort(Generic[Req, Ev]):
 
     def ready(self, info: msgspec.Struct | None = None) -> None:
         """Open for calls; `Worker.start` returns, and its `ready_info` is info."""
+        self._works_since_s = time.monotonic()
         self._write(frames.Ready(frames.raw(info)))
 
     def receive(self, timeout_s: float | None = None) -> list[Incoming[Req]]:
@@ -68,6 +73,13 @@ class WorkerPort(Generic[Req, Ev]):
 
         Empty when the time is over, and at once when `closed`.
         """
+        self._works_since_s = None
+        try:
+            return self._receive(timeout_s)
+        finally:
+            self._works_since_s = time.monotonic()
+
+    def _receive(self, timeout_s: float | None) -> list[Incoming[Req]]:
         incoming: list[Incoming[Req]] = []
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -148,12 +160,19 @@ class WorkerPort(Generic[Req, Ev]):
             case frames.Cancel():
                 self._queue.put(Incoming(message.call_id, "cancel"))
             case frames.Ping():
-                self._write(frames.Pong())
+                if not self._is_stuck():
+                    self._write(frames.Pong())
             case frames.Stop():
                 self._closed.set()
                 self._queue.put(None)
             case frames.Start():
                 raise RuntimeError("a second Start frame")
+
+    def _is_stuck(self) -> bool:
+        since_s = self._works_since_s
+        return (
+            bool(self._max_work_s) and since_s is not None and time.monotonic() - since_s > self._max_work_s
+        )
 
     def _put(self, call_id: int, kind: Literal["open", "message"], raw: msgspec.Raw) -> None:
         self._queue.put(Incoming(call_id, kind, self._requests.decode(raw)))

@@ -71,6 +71,7 @@ class ProcessWorkerFactory:
         max_sequences: int,
         max_batch_tokens: int,
         load_timeout_s: float,
+        step_timeout_s: float,
         cuda_graphs: bool,
         uses_mps: bool = False,
     ) -> None:
@@ -80,6 +81,7 @@ class ProcessWorkerFactory:
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
         self._load_timeout_s = load_timeout_s
+        self._step_timeout_s = step_timeout_s
         self._cuda_graphs = cuda_graphs
         self._uses_mps = uses_mps
 
@@ -152,6 +154,7 @@ class ProcessWorkerFactory:
             progress=LoadProgress,
             env=WORKER_ENVIRONMENT,
             ready_timeout_s=self._load_timeout_s,
+            max_work_s=self._step_timeout_s,
         )
 
 

@@ -131,7 +131,8 @@ async def test_loading_and_unloading_gives_memory_and_descriptors_back():
         for _ in range(_NUM_CYCLES):
             assert not psutil.pid_exists(await cycle())
         gc.collect()
-    assert process.num_fds() == num_fds
+    # Fewer, where what tests before this one left open was closed meanwhile.
+    assert process.num_fds() <= num_fds
     assert process.memory_info().rss - rss <= _NUM_CYCLES * 512 * 1024
     assert not set(process.children()) - set(others)
 

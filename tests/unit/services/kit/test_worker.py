@@ -315,6 +315,16 @@ async def test_a_worker_that_is_stopped_counts_as_dead_and_its_calls_get_one_err
     assert not is_running(worker.pid)
 
 
+async def test_a_worker_that_does_not_come_back_from_its_work_counts_as_hung():
+    worker = await Worker.start(spec("deaf", max_work_s=0.1))
+    worker._pulse._every_s = 0.05  # What takes seconds in earnest.
+    async with worker.call(Say("a")) as call:
+        with pytest.raises(WorkerLost, match="it hung"):
+            async with asyncio.timeout(20):
+                await anext(call)
+    assert not is_running(worker.pid)
+
+
 async def test_a_worker_that_is_busy_with_one_thing_answers_pings(monkeypatch: pytest.MonkeyPatch):
     worker = await Worker.start(spec("deaf"))
     heard = asyncio.Event()

@@ -84,6 +84,8 @@ def test_make_up_serves_and_ends_at_ctrl_c(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # A shell starts what it runs in the background (`make test &`) with Ctrl-C ignored, and make would keep to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             assert process.stdout is not None

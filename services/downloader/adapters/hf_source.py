@@ -134,6 +134,7 @@ class HfSource:
             event_hooks={"response": [_cap]},
             follow_redirects=True,
             max_redirects=5,
+            verify=self._limits.tls(),
             timeout=self._limits.stall_timeout_s,
         )
 

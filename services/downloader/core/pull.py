@@ -15,6 +15,7 @@ from typing import Final, Protocol, TypeVar
 
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import CatalogEntry, Plan
+from services.downloader.core.concurrency import each
 from services.downloader.core.download import Download, DownloadPhase
 from services.downloader.core.models import (
     Facts,
@@ -46,6 +47,8 @@ from services.kit.names import ModelRef, version_name
 T = TypeVar("T")
 
 _MANIFEST_CHARS: Final = 16
+SMALL_BYTES: Final = 8 * 1024**2
+_SMALL_AT_ONCE: Final = 8
 _GENERATION_CONFIG: Final = "generation_config.json"
 # The registry may be a few seconds behind us when all services start together.
 _REGISTRY_ATTEMPTS: Final = 8
@@ -146,26 +149,30 @@ class Puller:
     async def _fetch(self, source: Source, resolved: Resolved, name: str, report: Reporter) -> _Fetched:
         """Into the ingest folder of that name.
 
-        One file after another: the sources are others' servers, and one connection fills most lines.
+        Small files several at once, for each waits mostly; large ones one after another, each with the whole line.
         """
         ingest = self.blobs.store.ingest(name)
+        # Numbered, so that no name of theirs becomes one of ours.
+        targets = [ingest / f"{index:05}.part" for index in range(len(resolved.files))]
         fetched = _Fetched()
-        for index, file in enumerate(resolved.files):
 
-            def arrived(num_bytes: int, size_bytes: int | None, index: int = index) -> None:
-                report.arrived(index, num_bytes, size_bytes)
-
+        async def bring(index: int) -> None:
+            file = resolved.files[index]
             if (blob := await self._stored(file, name)) is not None:
-                target = self.blobs.store.blob_path(blob.digest)
-                fetched.stored[target] = blob
-                arrived(blob.size_bytes, blob.size_bytes)
-            else:
-                # Numbered, so that no name of theirs becomes one of ours.
-                target = ingest / f"{index:05}.part"
-                await source.fetch(file, target, arrived)
-                if file.sha256 is not None:
-                    fetched.promised[target] = f"sha256:{file.sha256}"
-            fetched.paths[file.path] = target
+                targets[index] = self.blobs.store.blob_path(blob.digest)
+                fetched.stored[targets[index]] = blob
+                report.arrived(index, blob.size_bytes, blob.size_bytes)
+                return
+            await source.fetch(file, targets[index], lambda num, size: report.arrived(index, num, size))
+            if file.sha256 is not None:
+                fetched.promised[targets[index]] = f"sha256:{file.sha256}"
+
+        is_small = [file.size_bytes is not None and file.size_bytes <= SMALL_BYTES for file in resolved.files]
+        await each([index for index, small in enumerate(is_small) if small], bring, at_once=_SMALL_AT_ONCE)
+        await each([index for index, small in enumerate(is_small) if not small], bring, at_once=1)
+        fetched.paths.update(
+            (file.path, target) for file, target in zip(resolved.files, targets, strict=True)
+        )
         return fetched
 
     async def _stored(self, file: RemoteFile, keeper: str) -> Blob | None:

@@ -232,7 +232,7 @@ async def test_who_signs_for_a_server_can_be_named(tmp_path: Path, certificate: 
 
     async with listening(serve, tls) as port, client() as http:
         url = f"https://127.0.0.1:{port}"
-        trusting = HttpClient(tls=ssl.create_default_context(cafile=str(certificate[0])))
+        trusting = HttpClient(limits=HttpLimits(ca_file=str(certificate[0])))
         await fetch(trusting, remote(url), tmp_path / "f", ignore)
         await trusting.close()
         assert (tmp_path / "f").read_bytes() == BODY

@@ -57,9 +57,16 @@ class MemoryBlobStore:
     async def create(self, name: str) -> MemoryIngestFile:
         return MemoryIngestFile(self.ingest(name) / "blob")
 
-    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
+    async def examine(
+        self,
+        file: Path,
+        *,
+        size_bytes: int | None = None,
+        digest: str | None = None,
+        sha256: str | None = None,
+    ) -> Blob:
         content = file.read_bytes()
-        found = Blob(f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+        found = Blob(f"sha256:{sha256 or hashlib.sha256(content).hexdigest()}", len(content))
         if size_bytes not in (None, found.size_bytes) or digest not in (None, found.digest):
             raise DigestMismatch(f"{file.name} is not what was promised")
         return found

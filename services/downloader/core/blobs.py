@@ -50,10 +50,19 @@ class Blobs:
         self.writing: set[str] = set()
 
     async def adopt(
-        self, file: Path, *, keeper: str, size_bytes: int | None = None, digest: str | None = None
+        self,
+        file: Path,
+        *,
+        keeper: str,
+        size_bytes: int | None = None,
+        digest: str | None = None,
+        sha256: str | None = None,
     ) -> Blob:
-        """Check a file of an ingest folder and store it, kept for `keeper`. Raises DigestMismatch, DiskFull."""
-        blob = await self.store.examine(file, size_bytes=size_bytes, digest=digest)
+        """Check a file of an ingest folder and store it, kept for `keeper`. sha256: see `BlobStore.examine`.
+
+        Raises DigestMismatch, DiskFull.
+        """
+        blob = await self.store.examine(file, size_bytes=size_bytes, digest=digest, sha256=sha256)
         async with self.lock:
             await self.records.keep(blob.digest, self.now() + KEEP_FRESH, keeper=keeper)
             await self.store.adopt(file, blob)

@@ -59,8 +59,18 @@ class BlobStore(Protocol):
     async def create(self, name: str) -> IngestFile:
         """Begin to write a file into the ingest folder of that id."""
 
-    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Put an ingested file onto the disk for good, and check its size and sha256. Raises DigestMismatch."""
+    async def examine(
+        self,
+        file: Path,
+        *,
+        size_bytes: int | None = None,
+        digest: str | None = None,
+        sha256: str | None = None,
+    ) -> Blob:
+        """Put an ingested file onto the disk for good, and check its size and digest. Raises DigestMismatch.
+
+        sha256: in hex, where somebody has computed it from these very bytes; they are not read again.
+        """
 
     async def adopt(self, file: Path, blob: Blob) -> None:
         """Move an examined file to its digest's path, and put that onto the disk too.
@@ -149,8 +159,8 @@ class Source(Protocol):
     async def resolve(self, request: PullRequest) -> Resolved:
         """Pin it. Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied."""
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
-        """Bring a file to `target`, going on from what lies there.
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
+        """Bring a file to `target`, going on from what lies there. Returns the sha256 of what lies there then, in hex.
 
         Checks size and sha256 where they are known. Raises SourceNotFound, SourceUnavailable, DigestMismatch, DiskFull.
         """

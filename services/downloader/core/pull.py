@@ -70,11 +70,11 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Fetched:
-    """paths: of what came, by its source's name. stored: those that are blobs. promised: digests of the others."""
+    """paths: of what came, by its source's name. stored: those that are blobs. sha256s: of the others."""
 
     paths: dict[str, Path] = field(default_factory=dict)
     stored: dict[Path, Blob] = field(default_factory=dict)
-    promised: dict[Path, str] = field(default_factory=dict)
+    sha256s: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +163,9 @@ class Puller:
                 fetched.stored[targets[index]] = blob
                 report.arrived(index, blob.size_bytes, blob.size_bytes)
                 return
-            await source.fetch(file, targets[index], lambda num, size: report.arrived(index, num, size))
-            if file.sha256 is not None:
-                fetched.promised[targets[index]] = f"sha256:{file.sha256}"
+            fetched.sha256s[targets[index]] = await source.fetch(
+                file, targets[index], lambda num, size: report.arrived(index, num, size)
+            )
 
         is_small = [file.size_bytes is not None and file.size_bytes <= SMALL_BYTES for file in resolved.files]
         await each([index for index, small in enumerate(is_small) if small], bring, at_once=_SMALL_AT_ONCE)
@@ -194,8 +194,8 @@ class Puller:
     async def _store(self, file: LocalFile, fetched: _Fetched, keeper: str) -> StoredFile:
         blob = fetched.stored.get(file.local)
         if blob is None:
-            promised = fetched.promised.get(file.local)
-            blob = await self.blobs.adopt(file.local, keeper=keeper, digest=promised)
+            sha256 = fetched.sha256s.get(file.local)
+            blob = await self.blobs.adopt(file.local, keeper=keeper, sha256=sha256)
         return StoredFile(file.path, blob.size_bytes, blob.digest)
 
     async def _record(

@@ -97,7 +97,9 @@ class DiskBlobStore:
         hex_digits = parse_digest(digest).removeprefix("sha256:")
         return self._blobs / hex_digits[:2] / hex_digits
 
-    async def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, digest: str, offset_bytes: int = 0, max_bytes: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """Its bytes in chunks."""
         path = self.blob_path(digest)
         try:
@@ -109,7 +111,11 @@ class DiskBlobStore:
             if offset_bytes > size_bytes:
                 raise OffsetPastEnd.at("offset_bytes", f"lies past the end: the blob has {size_bytes} bytes")
             file.seek(offset_bytes)
-            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            num_left = size_bytes - offset_bytes
+            if max_bytes is not None:
+                num_left = min(num_left, max_bytes)
+            while chunk := await asyncio.to_thread(file.read, min(CHUNK_BYTES, num_left)):
+                num_left -= len(chunk)
                 yield chunk
         finally:
             file.close()

@@ -80,8 +80,10 @@ class BlobStore(Protocol):
     def blob_path(self, digest: str) -> Path:
         """Where a blob lies, or would lie, to be read in place."""
 
-    def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
-        """Its bytes in chunks. Raises BlobNotFound, OffsetPastEnd."""
+    def read(
+        self, digest: str, offset_bytes: int = 0, max_bytes: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Its bytes in chunks, to the end or at most so many. Raises BlobNotFound, OffsetPastEnd."""
 
     async def blobs(self) -> Sequence[Blob]:
         """All that is stored."""

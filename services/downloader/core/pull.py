@@ -21,7 +21,6 @@ from services.downloader.core.models import (
     ModelRecord,
     StoredFile,
     VersionRecord,
-    manifest_digest,
 )
 from services.downloader.core.ports import (
     Blob,
@@ -41,6 +40,7 @@ from services.kit.errors import (
     Unavailable,
     Unsupported,
 )
+from services.kit.manifest import manifest_digest
 from services.kit.names import ModelRef, version_name
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from gateway.upstream import EventStream
 from lares.downloader.v1 import downloader_pb2 as pb
 from services.kit.errors import BlobNotFound, CorruptBlob
 
-_PART_BYTES = 1024 * 1024
+_PART_BYTES = 256 * 1024
+"""What the downloader sends at a time."""
 
 
 class BlobAnswer(Response):

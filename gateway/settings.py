@@ -40,7 +40,7 @@ class GatewaySettings(ServiceSettings):
         default=60.0,
         gt=0,
         description="Seconds in which a client must have sent a request's body, longer if it keeps up 64 KiB/s; and in"
-        " which it must take each MiB of a file.",
+        " which it must take each 256 KiB of a file.",
     )
     keep_alive_timeout_s: int = Field(
         default=30, ge=1, description="Seconds that an idle connection is kept open."

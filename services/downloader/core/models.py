@@ -67,6 +67,21 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What a source that knows the model says of it. provider: where it came from in the first place.
+
+    A kind that is UNSPECIFIED, and capabilities that are none, are left to the model's own files.
+    """
+
+    provider: str
+    kind: ModelKind
+    capabilities: tuple[Capability, ...]
+    description: str
+    license: str
+    languages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """What is recorded of a model when its first version has arrived."""
 

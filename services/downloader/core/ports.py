@@ -9,6 +9,7 @@ from typing import Protocol
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import Download, DownloadState
 from services.downloader.core.models import (
+    About,
     Facts,
     KnownModel,
     ModelRecord,
@@ -127,7 +128,8 @@ class PullRequest:
 class Resolved:
     """What a source has to offer, pinned. source: the reference with its revision.
 
-    version_id: None if only the bytes can tell it. license: as the source states it, or empty.
+    version_id: None if only the bytes can tell it. license: as the source states it, or empty. about: where the source
+    knows more than that.
     """
 
     source: str
@@ -135,6 +137,7 @@ class Resolved:
     version_id: str | None
     files: tuple[RemoteFile, ...]
     license: str = ""
+    about: About | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,17 +202,21 @@ class Puller:
     ) -> None:
         # Again, because somebody else may have taken the name while this was on its way.
         await self._check_origin(plan)
-        entry = plan.entry
-        if entry is not None:
-            facts = replace(facts, kind=entry.kind, capabilities=entry.capabilities or facts.capabilities)
+        about = plan.entry or resolved.about
+        if about is not None:
+            facts = replace(
+                facts,
+                kind=about.kind or facts.kind,
+                capabilities=about.capabilities or facts.capabilities,
+            )
         model = ModelRecord(
             model_id=plan.model_id,
-            provider=plan.refs[0].provider,
+            provider=resolved.about.provider if resolved.about else plan.refs[0].provider,
             source=resolved.source,
             facts=facts,
-            description=entry.description if entry else "",
-            license=entry.license if entry else resolved.license,
-            languages=entry.languages if entry else (),
+            description=about.description if about else "",
+            license=about.license if about else resolved.license,
+            languages=about.languages if about else (),
         )
         version = VersionRecord(
             plan.model_id, version_id, resolved.revision, resolved.source, facts, tuple(files)

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ClientDisconnected
 from gateway.openai.common import ErrorBody
+from gateway.repos import Repos
 from gateway.settings import GatewaySettings
 from gateway.upstream import Upstream
 from gateway.validation import validate
@@ -30,6 +31,7 @@ class Gateway:
     """What handlers work with. draining: set when the process begins to stop. document: OpenAPI's, as JSON."""
 
     upstream: Upstream
+    repos: Repos
     settings: GatewaySettings
     draining: asyncio.Event
     document: bytes

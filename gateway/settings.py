@@ -45,6 +45,12 @@ class GatewaySettings(ServiceSettings):
     keep_alive_timeout_s: int = Field(
         default=30, ge=1, description="Seconds that an idle connection is kept open."
     )
+    remember_repos_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=60,
+        description="Seconds for which what a repository below /hf holds is remembered; 0 asks anew for each file.",
+    )
     allowed_hosts: tuple[str, ...] = Field(
         default=(),
         description="Names that a Host header may have, beside this machine's loopback names. Empty: on loopback only"

@@ -62,12 +62,15 @@ class Repo:
         """See `commit_of`."""
         return commit_of(self.version)
 
+    @cached_property
+    def _by_path(self) -> dict[str, pb.File]:
+        return {file.path: file for file in self.version.files}
+
     def file(self, path: str) -> pb.File:
         """One of its files. Raises EntryNotFound, whose metadata has the commit."""
-        for file in self.version.files:
-            if file.path == path:
-                return file
-        raise self.lacks(path)
+        if path not in self._by_path:
+            raise self.lacks(path)
+        return self._by_path[path]
 
     def files_in(self, folder: str) -> list[pb.File]:
         """The files below a folder; an empty name is the root. Raises EntryNotFound."""

@@ -15,15 +15,13 @@ from gateway.endpoint import Endpoint, Gateway, Handler, json_response, read_que
 from gateway.errors import error_body
 from gateway.hub.answers import HubError, InfoQuery, RepoInfo, TreeEntry, TreeQuery, repo_info, tree
 from gateway.hub.ranges import ByteRange, UnsatisfiableRange, parse_range
-from gateway.hub.repo import MAIN, Repo, etag_of, is_called, reference_of
-from gateway.upstream import all_pages, unary
+from gateway.hub.repo import MAIN, Repo, etag_of
 from lares.downloader.v1 import downloader_pb2
 from lares.registry.v1 import registry_pb2 as pb
-from services.kit import context, names
+from services.kit import context
 from services.kit.errors import (
     EntryNotFound,
     LaresError,
-    ModelNotAvailable,
     ModelNotFound,
     VersionNotFound,
 )
@@ -98,7 +96,7 @@ async def get_repo_at_revision(gateway: Gateway, request: Request) -> Response:
 
 async def _info(gateway: Gateway, request: Request, revision: str) -> Response:
     query = read_query(request, InfoQuery)
-    repo = await _find(gateway, request.path_params["repo"], revision)
+    repo = await gateway.repos.find(request.path_params["repo"], revision)
     return json_response(repo_info(repo, blobs=query.blobs))
 
 
@@ -116,7 +114,7 @@ async def list_repo_folder(gateway: Gateway, request: Request) -> Response:
 
 async def _tree(gateway: Gateway, request: Request, folder: str) -> Response:
     query = read_query(request, TreeQuery)
-    repo = await _find(gateway, request.path_params["repo"], request.path_params["revision"])
+    repo = await gateway.repos.find(request.path_params["repo"], request.path_params["revision"])
     return json_response(Tree(tree(repo, folder, recursive=query.recursive)))
 
 
@@ -156,7 +154,7 @@ async def get_repo_file(gateway: Gateway, request: Request) -> Response:
 
 async def _find_file(gateway: Gateway, request: Request) -> tuple[Repo, pb.File]:
     path = request.path_params
-    repo = await _find(gateway, path["repo"], path["revision"])
+    repo = await gateway.repos.find(path["repo"], path["revision"])
     return repo, repo.file(path["path"])
 
 
@@ -178,45 +176,6 @@ def _names(header: str, etag: str) -> bool:
     """Whether an If-None-Match has that ETag."""
     listed = [each.strip().removeprefix("W/") for each in header.split(",")]
     return etag in listed or "*" in listed
-
-
-async def _find(gateway: Gateway, repo_id: str, revision: str) -> Repo:
-    """Raises ModelNotFound, VersionNotFound also for what is quarantined."""
-    model, current = await _current(gateway, reference_of(repo_id))
-    if revision == MAIN:
-        if current is None:
-            raise VersionNotFound(
-                f"the current version of '{repo_id}' is not available; pull the model again"
-            )
-        return Repo(repo_id, model, current)
-    if current is not None and is_called(current, revision):
-        return Repo(repo_id, model, current)
-    for version in await _versions(gateway, model):
-        if version.state == pb.VERSION_STATE_AVAILABLE and is_called(version, revision):
-            return Repo(repo_id, model, version)
-    raise VersionNotFound.named(names.parse_model_name(model.name), revision[:200])
-
-
-async def _current(gateway: Gateway, reference: str) -> tuple[pb.Model, pb.Version | None]:
-    """A model and the version that answers; None while that is not available: an older one may be."""
-    registry, timeout_s = gateway.upstream.registry, gateway.settings.request_timeout_s
-    try:
-        message = pb.ResolveModelRequest(reference=reference)
-        resolved = await unary(registry.ResolveModel(message, timeout=timeout_s))
-    except ModelNotAvailable as error:
-        name = names.model_name(error.metadata["model"])
-        return (await unary(registry.GetModel(pb.GetModelRequest(name=name), timeout=timeout_s))).model, None
-    return resolved.model, resolved.version
-
-
-async def _versions(gateway: Gateway, model: pb.Model) -> list[pb.Version]:
-    async def fetch(page_token: str) -> tuple[list[pb.Version], str]:
-        message = pb.ListVersionsRequest(parent=model.name, page_size=1000, page_token=page_token)
-        call = gateway.upstream.registry.ListVersions(message, timeout=gateway.settings.request_timeout_s)
-        answer = await unary(call)
-        return list(answer.versions), answer.next_page_token
-
-    return await all_pages(fetch)
 
 
 _REPO = "/hf/api/models/{repo:repo}"

@@ -12,8 +12,11 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from gateway.hub.ranges import ByteRange, UnsatisfiableRange, parse_range
+from gateway.repos import Repos
 from gateway.service import build
+from gateway.upstream import Upstream
 from lares.registry.v1 import registry_pb2 as pb
+from services.kit.errors import VersionNotFound
 from services.kit.host import Host
 from tests.unit.gateway.fake_services import FakeServices
 
@@ -318,6 +321,21 @@ async def test_a_client_that_takes_nothing_is_let_go(
             assert services.downloader.num_open == 0
     finally:
         await gateway.stop()
+
+
+async def test_a_repository_is_asked_for_once_in_a_while(services: FakeServices, host: Host) -> None:
+    now_s = 100.0
+    upstream = Upstream(host.channel)
+    repos = Repos(upstream, timeout_s=10, remember_s=1, now_s=lambda: now_s)
+    before = await repos.find("tiny", "main")
+    services.registry.weights.revision = "0123456789abcdef0123456789abcdef01234567"
+    assert await repos.find("tiny", "main") is before
+    assert (await repos.find("tiny", "1")).commit != before.commit
+    now_s = 101.0
+    assert (await repos.find("tiny", "main")).commit == services.registry.weights.revision
+    for number in range(100):
+        with pytest.raises(VersionNotFound):
+            await repos.find("tiny", f"no-{number}")
 
 
 def test_a_range_is_never_empty_and_never_past_the_end() -> None:

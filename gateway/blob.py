@@ -68,7 +68,8 @@ class BlobAnswer(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         num_left = await self._send_part(send, self._stream.first.chunk, self._num_bytes)
         async with aclosing(self._stream.rest()) as parts:
-            async for part in parts:
+            # A client that has all of it hangs up: that must not be taken for a broken download.
+            while num_left and (part := await anext(parts, None)) is not None:
                 num_left = await self._send_part(send, part.chunk, num_left)
         if num_left:
             raise CorruptBlob(f"the store ended a blob {num_left} bytes before its end")

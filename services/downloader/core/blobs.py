@@ -107,10 +107,12 @@ class Blobs:
             await self.store.drop_ingest(name)
             self.writing.discard(name)
 
-    async def read(self, digest: str, offset_bytes: int) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, digest: str, offset_bytes: int, max_bytes: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """A blob's bytes. Raises InvalidDigest, BlobNotFound, OffsetPastEnd."""
         parse_digest(digest)
-        async with aclosing(self.store.read(digest, offset_bytes)) as chunks:
+        async with aclosing(self.store.read(digest, offset_bytes, max_bytes)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import Download, DownloadState
 from services.downloader.core.models import (
+    About,
     Facts,
     KnownModel,
     ModelRecord,
@@ -90,8 +91,10 @@ class BlobStore(Protocol):
     def blob_path(self, digest: str) -> Path:
         """Where a blob lies, or would lie, to be read in place."""
 
-    def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
-        """Its bytes in chunks. Raises BlobNotFound, OffsetPastEnd."""
+    def read(
+        self, digest: str, offset_bytes: int = 0, max_bytes: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Its bytes in chunks, to the end or at most so many. Raises BlobNotFound, OffsetPastEnd."""
 
     async def blobs(self) -> Sequence[Blob]:
         """All that is stored."""
@@ -135,7 +138,8 @@ class PullRequest:
 class Resolved:
     """What a source has to offer, pinned. source: the reference with its revision.
 
-    version_id: None if only the bytes can tell it. license: as the source states it, or empty.
+    version_id: None if only the bytes can tell it. license: as the source states it, or empty. about: where the source
+    knows more than that.
     """
 
     source: str
@@ -143,6 +147,7 @@ class Resolved:
     version_id: str | None
     files: tuple[RemoteFile, ...]
     license: str = ""
+    about: About | None = None
 
 
 @dataclass(frozen=True, slots=True)

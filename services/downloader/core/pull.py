@@ -22,7 +22,6 @@ from services.downloader.core.models import (
     ModelRecord,
     StoredFile,
     VersionRecord,
-    manifest_digest,
 )
 from services.downloader.core.ports import (
     Blob,
@@ -42,6 +41,7 @@ from services.kit.errors import (
     Unavailable,
     Unsupported,
 )
+from services.kit.manifest import manifest_digest
 from services.kit.names import ModelRef, version_name
 
 T = TypeVar("T")
@@ -209,17 +209,21 @@ class Puller:
     ) -> None:
         # Again, because somebody else may have taken the name while this was on its way.
         await self._check_origin(plan)
-        entry = plan.entry
-        if entry is not None:
-            facts = replace(facts, kind=entry.kind, capabilities=entry.capabilities or facts.capabilities)
+        about = plan.entry or resolved.about
+        if about is not None:
+            facts = replace(
+                facts,
+                kind=about.kind or facts.kind,
+                capabilities=about.capabilities or facts.capabilities,
+            )
         model = ModelRecord(
             model_id=plan.model_id,
-            provider=plan.refs[0].provider,
+            provider=resolved.about.provider if resolved.about else plan.refs[0].provider,
             source=resolved.source,
             facts=facts,
-            description=entry.description if entry else "",
-            license=entry.license if entry else resolved.license,
-            languages=entry.languages if entry else (),
+            description=about.description if about else "",
+            license=about.license if about else resolved.license,
+            languages=about.languages if about else (),
         )
         version = VersionRecord(
             plan.model_id, version_id, resolved.revision, resolved.source, facts, tuple(files)

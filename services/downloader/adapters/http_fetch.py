@@ -13,7 +13,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_connection import Abort, Answer, TryAgain
@@ -73,9 +73,20 @@ class _Fetch:
         self._takes_ranges = False
         self._is_pieced = partial.parts.num_bytes > 0
         self._in_one_go = False
+        self._running: asyncio.Task[Any] | None = None
+        self._refusal: LaresError | None = None
 
     async def run(self) -> str:
         """Until the file is here and has its digest, which is returned."""
+        self._running = asyncio.current_task()
+        try:
+            return await self._run()
+        except asyncio.CancelledError:
+            if self._running is not None and self._refusal is not None and not self._running.uncancel():
+                raise self._refusal from None
+            raise
+
+    async def _run(self) -> str:
         num_failures = 0
         while True:
             before = self._partial.parts.num_bytes
@@ -295,7 +306,13 @@ class _Fetch:
     def _tell(self) -> None:
         parts = self._partial.parts
         self._has_written.set()
-        self._on_bytes(parts.num_bytes, parts.size_bytes)
+        try:
+            self._on_bytes(parts.num_bytes, parts.size_bytes)
+        except LaresError as error:
+            # This may be a thread's message and not a step of `run`: it is ended, and raises the error itself.
+            if self._refusal is None and self._running is not None:
+                self._refusal = error
+                self._running.cancel()
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

@@ -91,6 +91,20 @@ async def test_what_arrived_before_a_kill_is_not_fetched_again(client: HttpClien
     assert (tmp_path / "f").read_bytes() == BODY
 
 
+async def test_who_watches_may_refuse_more_and_what_arrived_is_kept(
+    client: HttpClient, tmp_path: Path
+) -> None:
+    def on_bytes(num_bytes: int, size_bytes: int | None) -> None:
+        if num_bytes > 50_000:
+            raise DiskFull("no room for more")
+
+    async with serving(ranged(BODY, cut=100_000)) as server:
+        with pytest.raises(DiskFull):
+            await fetch(client, remote(server.url), tmp_path / "f", on_bytes)
+        await fetch(client, remote(server.url), tmp_path / "f", ignore)
+    assert server.requests[1].first_byte > 50_000
+
+
 async def test_a_file_that_is_all_here_is_not_asked_for(client: HttpClient, tmp_path: Path) -> None:
     async with serving(ranged(BODY)) as server:
         await fetch(client, remote(server.url), tmp_path / "f", ignore)

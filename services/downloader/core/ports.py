@@ -19,8 +19,9 @@ from services.downloader.core.models import (
 from services.kit.names import ModelRef
 
 OnBytes = Callable[[int, int | None], None]
-"""Told how many bytes of a file have arrived, all in all, and how many it has, if that is known. May raise a LaresError:
-the fetch ends with it, and keeps what has arrived.
+"""Told how many bytes of a file have arrived, all in all, and how many it has, if that is known.
+
+May raise a LaresError: the fetch ends with it, and keeps what has arrived.
 """
 
 

@@ -70,6 +70,17 @@ class DownloaderServiceStub:
     """Streams a blob out of the store."""
     CollectGarbage: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]
     """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
+    CleanUpVersions: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CleanUpVersionsRequest, _downloader_pb2.CleanUpVersionsResponse]
+    """Deletes all but the newest versions of models, and collects what that leaves. Adapters and what is in use always stay.
+    NOT_FOUND if a model is not there; nothing is deleted then.
+    """
+    ValidateModels: _grpc.UnaryStreamMultiCallable[_downloader_pb2.ValidateModelsRequest, _downloader_pb2.ValidateModelsResponse]
+    """Reads every byte of versions again. What is damaged or missing puts its version into quarantine; a version in quarantine that
+    proves whole leaves it. The last message is a summary. To hang up ends it; what was found until then stands.
+    FAILED_PRECONDITION if another validation is under way.
+    """
+    GetStoreUsage: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.GetStoreUsageRequest, _downloader_pb2.GetStoreUsageResponse]
+    """Tells what the store holds, and what more would fit."""
 
 @_typing.type_check_only
 class DownloaderServiceAsyncStub(DownloaderServiceStub):
@@ -113,6 +124,17 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     """Streams a blob out of the store."""
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]  # type: ignore[assignment]
     """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
+    CleanUpVersions: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CleanUpVersionsRequest, _downloader_pb2.CleanUpVersionsResponse]  # type: ignore[assignment]
+    """Deletes all but the newest versions of models, and collects what that leaves. Adapters and what is in use always stay.
+    NOT_FOUND if a model is not there; nothing is deleted then.
+    """
+    ValidateModels: _aio.UnaryStreamMultiCallable[_downloader_pb2.ValidateModelsRequest, _downloader_pb2.ValidateModelsResponse]  # type: ignore[assignment]
+    """Reads every byte of versions again. What is damaged or missing puts its version into quarantine; a version in quarantine that
+    proves whole leaves it. The last message is a summary. To hang up ends it; what was found until then stands.
+    FAILED_PRECONDITION if another validation is under way.
+    """
+    GetStoreUsage: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetStoreUsageRequest, _downloader_pb2.GetStoreUsageResponse]  # type: ignore[assignment]
+    """Tells what the store holds, and what more would fit."""
 
 class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
     """DownloaderService owns downloads and the content-addressed store. A model is recorded in the Registry only when every byte of it was
@@ -237,5 +259,34 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.CollectGarbageResponse, _abc.Awaitable[_downloader_pb2.CollectGarbageResponse]]:
         """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
+
+    @_abc_1.abstractmethod
+    def CleanUpVersions(
+        self,
+        request: _downloader_pb2.CleanUpVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.CleanUpVersionsResponse, _abc.Awaitable[_downloader_pb2.CleanUpVersionsResponse]]:
+        """Deletes all but the newest versions of models, and collects what that leaves. Adapters and what is in use always stay.
+        NOT_FOUND if a model is not there; nothing is deleted then.
+        """
+
+    @_abc_1.abstractmethod
+    def ValidateModels(
+        self,
+        request: _downloader_pb2.ValidateModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_downloader_pb2.ValidateModelsResponse], _abc.AsyncIterator[_downloader_pb2.ValidateModelsResponse]]:
+        """Reads every byte of versions again. What is damaged or missing puts its version into quarantine; a version in quarantine that
+        proves whole leaves it. The last message is a summary. To hang up ends it; what was found until then stands.
+        FAILED_PRECONDITION if another validation is under way.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStoreUsage(
+        self,
+        request: _downloader_pb2.GetStoreUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.GetStoreUsageResponse, _abc.Awaitable[_downloader_pb2.GetStoreUsageResponse]]:
+        """Tells what the store holds, and what more would fit."""
 
 def add_DownloaderServiceServicer_to_server(servicer: DownloaderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

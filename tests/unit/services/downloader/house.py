@@ -40,9 +40,9 @@ class House:
         self.blobs.space.reclaimable = self.garbage.reclaimable_bytes
         self.cleaner = VersionCleaner(self.blobs, self.registry, self.garbage)
         self.puller = Puller({"pypi": self.source}, self.blobs, TrustingInspector(), self.registry)
-        catalog = Catalog([])
-        self.jobs = DownloadJobs(self.puller, catalog, self.records, max_concurrent=4)
-        self.validator = Validator(self.blobs, self.registry, self.jobs, catalog)
+        self.catalog = Catalog([])
+        self.jobs = DownloadJobs(self.puller, self.catalog, self.records, max_concurrent=4)
+        self.validator = Validator(self.blobs, self.registry, self.jobs, self.catalog)
 
     async def write(self, content: bytes, path: str = "model.gguf") -> StoredFile:
         """Bytes that nobody refers to yet."""
@@ -61,3 +61,19 @@ async def chunks(*contents: bytes) -> AsyncIterator[bytes]:
     """As a caller sends them."""
     for content in contents:
         yield content
+
+
+def damage(store: BlobStore, digest: str, content: bytes | None) -> None:
+    """Change a blob where it lies, as a failing disk does; None: it is gone."""
+    if isinstance(store, MemoryBlobStore):
+        if content is None:
+            del store.bytes_of[digest]
+        else:
+            store.bytes_of[digest] = content
+        return
+    path = store.blob_path(digest)
+    path.chmod(0o644)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)

@@ -121,12 +121,15 @@ class SlowSource:
         if go:
             self.go.set()
         self.sha256: str | None = None
+        self.tells_size = True
         self.num_fetched = 0
 
     async def resolve(self, request: PullRequest) -> Resolved:
         ref = request.refs[0]
         revision = ref.revision or "1"
-        file = RemoteFile("m.gguf", "http://x/m.gguf", len(self.content), self.sha256)
+        file = RemoteFile(
+            "m.gguf", "http://x/m.gguf", len(self.content) if self.tells_size else None, self.sha256
+        )
         return Resolved(f"pypi:{ref.name}=={revision}", revision, revision, (file,))
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:

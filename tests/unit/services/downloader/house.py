@@ -11,7 +11,7 @@ from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
 from services.downloader.core.models import Facts, Format, ModelKind, ModelRecord, StoredFile, VersionRecord
-from services.downloader.core.ports import BlobStore
+from services.downloader.core.ports import BlobStore, Source
 from services.downloader.core.pull import Puller
 from services.downloader.core.space import SpaceLimits
 from services.downloader.core.validation import Validator
@@ -27,7 +27,12 @@ class House:
     """A store with everything that takes care of it. store: the one in memory, if none is given."""
 
     def __init__(
-        self, folder: Path, *, store: BlobStore | None = None, limits: SpaceLimits | None = None
+        self,
+        folder: Path,
+        *,
+        store: BlobStore | None = None,
+        limits: SpaceLimits | None = None,
+        pulled_from: Source | None = None,
     ) -> None:
         self.time = datetime(2026, 11, 21, tzinfo=UTC)
         self.store = store or MemoryBlobStore(folder, now=lambda: self.time)
@@ -39,7 +44,9 @@ class House:
         self.garbage = GarbageCollector(self.blobs, self.registry)
         self.blobs.space.reclaimable = self.garbage.reclaimable_bytes
         self.cleaner = VersionCleaner(self.blobs, self.registry, self.garbage)
-        self.puller = Puller({"pypi": self.source}, self.blobs, TrustingInspector(), self.registry)
+        self.puller = Puller(
+            {"pypi": pulled_from or self.source}, self.blobs, TrustingInspector(), self.registry
+        )
         self.catalog = Catalog([])
         self.jobs = DownloadJobs(self.puller, self.catalog, self.records, max_concurrent=4)
         self.validator = Validator(self.blobs, self.registry, self.jobs, self.catalog)

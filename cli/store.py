@@ -119,7 +119,7 @@ def gc(
 def cleanup(
     ctx: typer.Context,
     keep: Annotated[
-        int, typer.Option("--keep", min=0, help="How many versions of each model stay besides those in use.")
+        int, typer.Option("--keep", min=0, help="How many versions of each model stay, the newest.")
     ],
     models: Annotated[list[str] | None, typer.Argument(help="Only these models. Default: all.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

@@ -183,6 +183,8 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         self, request: pb.CleanUpVersionsRequest, context: Context
     ) -> pb.CleanUpVersionsResponse:
         """Delete old versions."""
+        if not request.HasField("num_keep"):
+            raise InvalidArgument.at("num_keep", "must say how many versions of each model are to stay")
         done = await self._cleaner.clean_up(
             request.models, num_keep=request.num_keep, dry_run=request.dry_run
         )

@@ -47,7 +47,7 @@ class VersionCleaner:
     async def clean_up(self, models: Sequence[str], *, num_keep: int, dry_run: bool) -> CleanUp:
         """Delete versions of weights beyond the newest `num_keep`, and collect. models: resource names; none for all.
 
-        What is in use stays, and is not among those that are counted. Raises InvalidReference, ModelNotFound.
+        What is in use stays, however old. Raises InvalidReference, ModelNotFound.
         """
         wanted = {parse_model_name(name, field="models") for name in models}
         # All versions in one listing: those of other models tell which blobs are shared.
@@ -63,9 +63,11 @@ class VersionCleaner:
         removed: list[ListedVersion] = []
         kept: list[tuple[ListedVersion, KeepReason]] = []
         for model_id in sorted(by_model):
-            newest_first = by_model[model_id]
-            kept += [(version, reasons[version.name]) for version in newest_first if version.name in reasons]
-            removed += [version for version in newest_first if version.name not in reasons][num_keep:]
+            for version in by_model[model_id][num_keep:]:
+                if version.name in reasons:
+                    kept.append((version, reasons[version.name]))
+                else:
+                    removed.append(version)
         sizes = await self._sizes(versions, removed)
         if dry_run:
             return CleanUp(tuple(removed), sum(sizes.values()), tuple(kept))

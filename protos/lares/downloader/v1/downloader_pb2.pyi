@@ -1283,7 +1283,7 @@ class CleanUpVersionsRequest(_message.Message):
     NUM_KEEP_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     num_keep: _builtins.int
-    """How many of the removable versions of each model to keep, the newest. 0: none."""
+    """How many versions of weights to keep of each model, the newest. 0: only what is in use. Unset is INVALID_ARGUMENT."""
     dry_run: _builtins.bool
     """Only tell what would go."""
     @_builtins.property
@@ -1294,14 +1294,16 @@ class CleanUpVersionsRequest(_message.Message):
         self,
         *,
         models: _abc.Iterable[_builtins.str] | None = ...,
-        num_keep: _builtins.int = ...,
+        num_keep: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_keep", b"_num_keep", "num_keep", b"num_keep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "models", b"models", "num_keep", b"num_keep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_keep", b"_num_keep", "dry_run", b"dry_run", "models", b"models", "num_keep", b"num_keep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__num_keep: _TypeAlias = _typing.Literal["num_keep"]  # noqa: Y015
+    _WhichOneofArgType__num_keep: _TypeAlias = _typing.Literal["_num_keep", b"_num_keep"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_keep) -> _WhichOneofReturnType__num_keep | None: ...
 
 Global___CleanUpVersionsRequest: _TypeAlias = CleanUpVersionsRequest  # noqa: Y015
 

@@ -27,18 +27,18 @@ def name(number: int) -> str:
     return f"models/m/versions/{number}"
 
 
-async def test_the_newest_stay_beside_the_current_one(house: House) -> None:
+async def test_the_newest_stay(house: House) -> None:
     told = await house.cleaner.clean_up([], num_keep=2, dry_run=True)
-    assert [version.name for version in told.removed] == [name(2), name(1)]
-    assert told.freed_bytes == 2 + 1
+    assert [version.name for version in told.removed] == [name(3), name(2), name(1)]
+    assert told.freed_bytes == 3 + 2 + 1
     assert len(house.registry.versions) == 6
     done = await house.cleaner.clean_up([], num_keep=2, dry_run=False)
     assert (done.removed, done.freed_bytes) == (told.removed, told.freed_bytes)
-    assert set(house.registry.versions) == {name(3), name(4), name(5), "models/n/versions/1"}
-    assert len(await house.store.blobs()) == 5
+    assert set(house.registry.versions) == {name(4), name(5), "models/n/versions/1"}
+    assert len(await house.store.blobs()) == 4
 
 
-async def test_what_is_in_use_stays_and_is_not_counted(house: House) -> None:
+async def test_what_is_in_use_stays_however_old_it_is(house: House) -> None:
     await house.leases.create(name(1), ttl=timedelta(hours=1))
     house.registry.labels[name(2)] = {"pinned": ""}
     house.registry.bases["models/m/versions/adapter"] = name(3)
@@ -59,7 +59,7 @@ async def test_what_is_in_use_stays_and_is_not_counted(house: House) -> None:
 async def test_other_garbage_is_collected_but_not_counted_as_theirs(house: House) -> None:
     await house.write(b"somebody else's")
     house.time += KEEP_FRESH
-    done = await house.cleaner.clean_up([], num_keep=3, dry_run=False)
+    done = await house.cleaner.clean_up([], num_keep=4, dry_run=False)
     assert done.freed_bytes == 1
     assert len(await house.store.blobs()) == 6
 
@@ -73,7 +73,7 @@ async def test_a_version_that_is_loaded_meanwhile_stays(house: House) -> None:
             await house.leases.create(name(1))
 
     house.registry.delete_version = load_the_next  # type: ignore[method-assign]
-    done = await house.cleaner.clean_up([], num_keep=2, dry_run=False)
+    done = await house.cleaner.clean_up([], num_keep=3, dry_run=False)
     assert [version.name for version in done.removed] == [name(2)]
     assert (name(1), KeepReason.LEASED) in [(version.name, reason) for version, reason in done.kept]
 

@@ -76,6 +76,8 @@ class Validator:
         self, run: "ValidationRun", chosen: Sequence[ListedVersion], orphans: Sequence[Blob], *, repair: bool
     ) -> AsyncGenerator[Event, None]:
         run.expect({blob_of(file) for version in chosen for file in version.all_files} | set(orphans))
+        # At once, so that a caller knows that it has begun: the first file may be a long one.
+        yield run.progress("", "")
         damaged = []
         for version in chosen:
             for file in version.all_files:

@@ -108,7 +108,7 @@ class ValidationRun:
                         await self._pace.count(len(chunk))
                         if num_bytes - told_bytes >= _PROGRESS_BYTES:
                             told_bytes = num_bytes
-                            yield self._progress(version, path)
+                            yield self.progress(version, path)
                         if num_bytes > blob.size_bytes:
                             break
                 if (num_bytes, f"sha256:{sha256.hexdigest()}") == (blob.size_bytes, blob.digest):
@@ -123,7 +123,7 @@ class ValidationRun:
             return  # It was garbage, and was collected meanwhile.
         self._verdicts[blob] = verdict
         self.summary.count_file(verdict)
-        yield self._progress(version, path)
+        yield self.progress(version, path)
         yield ValidatedFile(version, path, blob, verdict)
 
     async def settled(self, version: ListedVersion) -> ValidatedVersion:
@@ -199,7 +199,8 @@ class ValidationRun:
         first = f"{bad[0].path} is {self._verdicts[blob_of(bad[0])].name.lower()}"
         return first if len(bad) == 1 else f"{first}, and so are {len(bad) - 1} more files"
 
-    def _progress(self, version: str, path: str) -> Progress:
+    def progress(self, version: str, path: str) -> Progress:
+        """How far it is."""
         return Progress(version, path, self.summary.read_bytes, self._total_bytes)
 
 

@@ -1477,7 +1477,7 @@ Global___ValidateModelsResponse: _TypeAlias = ValidateModelsResponse  # noqa: Y0
 
 @_typing.final
 class ValidationProgress(_message.Message):
-    """How far a validation is."""
+    """How far a validation is. The first one comes before anything is read."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1486,13 +1486,13 @@ class ValidationProgress(_message.Message):
     COMPLETED_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """What is being read: `models/{model}/versions/{version}`, or empty for a blob that no version refers to."""
+    """What is being read or repaired: `models/{model}/versions/{version}`, or empty for a blob that no version refers to."""
     path: _builtins.str
-    """The file, or the digest of such a blob."""
+    """The file; the digest of such a blob; or, while a version is repaired, `downloads/{download}`."""
     completed_bytes: _builtins.int
-    """Bytes read, over all files. A blob that files share is read once."""
+    """Bytes read, over all files. A blob that files share is read once. While a version is repaired: bytes of its download."""
     total_bytes: _builtins.int
-    """Bytes to read in all."""
+    """Bytes to read in all; of the download, 0 while that is unknown."""
     def __init__(
         self,
         *,

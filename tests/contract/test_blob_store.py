@@ -309,7 +309,13 @@ async def test_secure_deletion_leaves_zeros(tmp_path: Path, second_names: list[P
     store.open()
     await put(store)
     assert await store.delete(DIGEST) == len(CONTENT)
+    assert await store.delete(DIGEST) == 0
     assert await store.size(DIGEST) is None
+    assert store.stored_bytes == 0
+    # Killed before it was overwritten: the next process does it.
+    store = DiskBlobStore(tmp_path / "store", secure_delete=True)
+    store.open()
+    await store.purge()
     (store.ingest("download") / "0.part").write_bytes(b"secret")
     assert await store.drop_ingest("download") == 6
     assert [link.read_bytes() for link in second_names] == [bytes(len(CONTENT)), bytes(6)]
@@ -321,6 +327,7 @@ async def test_deletion_without_that_setting_writes_nothing(tmp_path: Path, seco
     store = opened(tmp_path / "store")
     await put(store)
     await store.delete(DIGEST)
+    await store.purge()
     assert [link.read_bytes() for link in second_names] == [CONTENT]
 
 
@@ -330,6 +337,7 @@ async def test_secure_deletion_spares_what_another_link_uses(tmp_path: Path) -> 
     await put(store)
     os.link(store.blob_path(DIGEST), tmp_path / "in-use")
     assert await store.delete(DIGEST) == len(CONTENT)
+    await store.purge()
     assert (tmp_path / "in-use").read_bytes() == CONTENT
 
 

@@ -5,6 +5,7 @@
     <root>/blobs/sha256/<2>/<64 hex>     verified, read only, never changed
     <root>/views/<manifest>/...          folders of links to blobs under their own names
     <root>/quarantine/<64 hex>           what lay under that digest and did not have it; nothing reads it
+    <root>/erasing/<id>                  deleted, and about to be overwritten
 
 A blob's modification time is a constant, its seal: it is set once the digest was checked. Whoever writes into a
 blob later, by accident or by a failing tool, breaks the seal, and the blob is read again before it is trusted.
@@ -28,6 +29,7 @@ from services.downloader.adapters.disk_delete import (
 )
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.downloader.adapters.disk_views import DiskViews
+from services.downloader.core.ids import new_id
 from services.downloader.core.models import StoredFile
 from services.downloader.core.ports import Area, Blob, Disk, Measure
 from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, OffsetPastEnd
@@ -52,6 +54,7 @@ class DiskBlobStore:
         self._blobs = root / "blobs" / "sha256"
         self._views_folder = root / "views"
         self._quarantine = root / "quarantine"
+        self._erasing = root / "erasing"
         self._views = DiskViews(self._views_folder, self.blob_path)
         # Changes in threads: the number is only right if each change of it goes with the change on disk.
         self._changing = threading.Lock()
@@ -59,7 +62,7 @@ class DiskBlobStore:
 
     def open(self) -> None:
         """Make its folders, and count once what is stored. Raises DiskFull, PermissionDenied."""
-        for folder in (self._ingest, self._blobs, self._views_folder, self._quarantine):
+        for folder in (self._ingest, self._blobs, self._views_folder, self._quarantine, self._erasing):
             with translated_disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         self._stored_bytes = sum(blob.size_bytes for blob in (*self._all(), *self._put_aside()))
@@ -155,6 +158,10 @@ class DiskBlobStore:
         """Delete a blob. Returns the bytes freed."""
         return await asyncio.to_thread(self._delete, digest)
 
+    async def purge(self) -> None:
+        """Overwrite what was deleted."""
+        await asyncio.to_thread(self._purge)
+
     async def quarantine(self, digest: str) -> bool:
         """Put a blob aside. Returns whether it was there."""
         return await asyncio.to_thread(self._put_away, digest)
@@ -198,14 +205,20 @@ class DiskBlobStore:
             _sync_folder(path.parent)
 
     def _delete(self, digest: str) -> int:
-        if self._secure_delete:
-            # Not in its place: a crash half-way would leave zeros under a digest.
-            self._put_away(digest)
-            return self._drop_put_aside(digest)
+        path = self.blob_path(digest)
         with self._changing:
-            freed_bytes = delete_file(self.blob_path(digest), overwrite=False)
+            freed_bytes = _size(path) or 0
+            if not self._secure_delete:
+                delete_file(path, overwrite=False)
+            elif freed_bytes:
+                # Elsewhere first: a crash half-way would leave zeros under a digest.
+                path.replace(self._erasing / new_id())
             self._stored_bytes -= freed_bytes
         return freed_bytes
+
+    def _purge(self) -> None:
+        for file in self._erasing.iterdir():
+            delete_file(file, overwrite=True)
 
     def _put_away(self, digest: str) -> bool:
         path = self.blob_path(digest)

@@ -117,8 +117,13 @@ class Blobs:
                 blob = await self._adopt_written(name, file, size_bytes, expected)
             return WrittenBlob(blob, self.now() + KEEP_FRESH)
         finally:
-            await self.store.drop_ingest(name)
+            await self.drop_ingest(name)
             self.writing.discard(name)
+
+    async def drop_ingest(self, name: str) -> None:
+        """Delete an ingest folder, whose bytes are room for others then."""
+        await self.store.drop_ingest(name)
+        await self.space.measure()
 
     async def read(self, digest: str, offset_bytes: int) -> AsyncGenerator[bytes, None]:
         """A blob's bytes. Raises InvalidDigest, BlobNotFound, OffsetPastEnd."""

@@ -104,6 +104,9 @@ class GarbageCollector:
         for start in range(0, len(candidates), _BATCH):
             for item in await self._unheld(candidates[start : start + _BATCH], dry_run=dry_run):
                 yield item
+        if not dry_run:
+            # Without the lock: this takes as long as writing all of it.
+            await self._blobs.store.purge()
         async for item in self._ingests():
             yield item
             if not dry_run:

@@ -123,7 +123,10 @@ class BlobStore(Protocol):
         """All that is stored."""
 
     async def delete(self, digest: str) -> int:
-        """Delete a blob. Returns the bytes freed; 0 if it is not there."""
+        """Delete a blob: quick, whatever its size. Returns the bytes freed; 0 if it is not there."""
+
+    async def purge(self) -> None:
+        """Overwrite what was deleted, where that is set. It takes as long as that; a crash loses none of it."""
 
     async def quarantine(self, digest: str) -> bool:
         """Put a blob aside, where nothing reads it. Returns whether it was there."""

@@ -134,6 +134,27 @@ def test_validate_finds_and_repairs_what_is_damaged(house: House) -> None:
     assert "MODEL_NOT_FOUND" in wrong.stderr
 
 
+def test_ctrl_c_ends_a_validation_here_and_there(house: House) -> None:
+    house.pull()
+    command = ["validate", "--max-bytes-per-second", "1", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from cli.main import main; main()", "--grpc", house.grpc, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, Ctrl-C is ignored, and a child would keep to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    # The second is refused from the moment on that the first is under way, and no more once that has ended.
+    while house.lares("validate").exit_code == 0:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    printed, told = process.communicate()
+    assert (process.returncode, printed, told) == (130, "", "")
+    while house.lares("validate").exit_code:
+        pass
+
+
 def test_names_are_those_that_are_served() -> None:
     assert resource_of("m") == "models/m"
     assert resource_of("m:1.2") == "models/m/versions/1.2"

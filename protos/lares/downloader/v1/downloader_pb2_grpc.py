@@ -136,7 +136,8 @@ class DownloaderServiceServicer:
 
     def CreateDownload(self, request, context):
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-        already on its way to the same model, that download is returned.
+        already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +216,7 @@ class DownloaderServiceServicer:
 
     def WriteBlob(self, request_iterator, context):
         """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights.
+        RESOURCE_EXHAUSTED if they do not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

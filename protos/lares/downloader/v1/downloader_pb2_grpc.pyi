@@ -40,7 +40,8 @@ class DownloaderServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DownloaderServiceAsyncStub: ...
     CreateDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-    already on its way to the same model, that download is returned.
+    already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+    STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
     """
     GetDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]
     """Returns one download."""
@@ -65,7 +66,9 @@ class DownloaderServiceStub:
     DeleteLease: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.DeleteLeaseRequest, _downloader_pb2.DeleteLeaseResponse]
     """Gives a lease back."""
     WriteBlob: _grpc.StreamUnaryMultiCallable[_downloader_pb2.WriteBlobRequest, _downloader_pb2.WriteBlobResponse]
-    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
+    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights.
+    RESOURCE_EXHAUSTED if they do not fit.
+    """
     ReadBlob: _grpc.UnaryStreamMultiCallable[_downloader_pb2.ReadBlobRequest, _downloader_pb2.ReadBlobResponse]
     """Streams a blob out of the store."""
     CollectGarbage: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]
@@ -94,7 +97,8 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]  # type: ignore[assignment]
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-    already on its way to the same model, that download is returned.
+    already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+    STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
     """
     GetDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]  # type: ignore[assignment]
     """Returns one download."""
@@ -119,7 +123,9 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     DeleteLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.DeleteLeaseRequest, _downloader_pb2.DeleteLeaseResponse]  # type: ignore[assignment]
     """Gives a lease back."""
     WriteBlob: _aio.StreamUnaryMultiCallable[_downloader_pb2.WriteBlobRequest, _downloader_pb2.WriteBlobResponse]  # type: ignore[assignment]
-    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
+    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights.
+    RESOURCE_EXHAUSTED if they do not fit.
+    """
     ReadBlob: _aio.UnaryStreamMultiCallable[_downloader_pb2.ReadBlobRequest, _downloader_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """Streams a blob out of the store."""
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]  # type: ignore[assignment]
@@ -151,7 +157,8 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.CreateDownloadResponse, _abc.Awaitable[_downloader_pb2.CreateDownloadResponse]]:
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-        already on its way to the same model, that download is returned.
+        already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
         """
 
     @_abc_1.abstractmethod
@@ -242,7 +249,9 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_downloader_pb2.WriteBlobRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.WriteBlobResponse, _abc.Awaitable[_downloader_pb2.WriteBlobResponse]]:
-        """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
+        """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights.
+        RESOURCE_EXHAUSTED if they do not fit.
+        """
 
     @_abc_1.abstractmethod
     def ReadBlob(

@@ -181,7 +181,9 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     def collect(self) -> None:
         told = self.run(self.house.garbage.collect(dry_run=True))
-        assert self.run(self.house.garbage.collect()) == told
+        collected = self.run(self.house.garbage.collect())
+        # A pull under way goes on between the two, and takes hold of what nobody had.
+        assert self.pulling or collected == told
 
     @rule(num_keep=st.integers(0, 2))
     def clean_up(self, num_keep: int) -> None:

@@ -201,6 +201,9 @@ def validate(
                 task = progress.add_task("reading", total=None)
                 async for response in call:
                     match response.WhichOneof("event"):
+                        case "progress" if not response.progress.path:
+                            num_bytes = console.size_text(response.progress.total_bytes)
+                            progress.print(f"reading {num_bytes}; Ctrl-C ends it, and what was found stands")
                         case "progress":
                             _show(progress, task, response.progress)
                         case "file" if response.file.verdict != pb.FILE_VERDICT_GOOD:

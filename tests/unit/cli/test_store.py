@@ -20,6 +20,7 @@ from services.kit.errors import InvalidReference
 from tests.unit.services.downloader.wheels import gguf_bytes
 
 MODEL = gguf_bytes() + bytes(50_000)
+MAIN = "from cli.main import main; main()"
 
 
 @dataclass
@@ -136,21 +137,22 @@ def test_validate_finds_and_repairs_what_is_damaged(house: House) -> None:
 
 def test_ctrl_c_ends_a_validation_here_and_there(house: House) -> None:
     house.pull()
-    command = ["validate", "--max-bytes-per-second", "1", "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from cli.main import main; main()", "--grpc", house.grpc, *command],
+    with subprocess.Popen(
+        [sys.executable, "-c", MAIN, "--grpc", house.grpc, "validate", "--max-bytes-per-second", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # Where the tests run in the background of a shell, Ctrl-C is ignored, and a child would keep to it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    # The second is refused from the moment on that the first is under way, and no more once that has ended.
-    while house.lares("validate").exit_code == 0:
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    printed, told = process.communicate()
-    assert (process.returncode, printed, told) == (130, "", "")
+    ) as process:
+        assert process.stderr is not None
+        assert "reading 50" in process.stderr.readline()
+        refused = house.lares("validate")
+        assert "another validation" in refused.stderr
+        process.send_signal(signal.SIGINT)
+        printed, told = process.communicate()
+    assert (process.returncode, printed) == (130, "")
+    assert "Traceback" not in told
     while house.lares("validate").exit_code:
         pass
 

@@ -1,5 +1,6 @@
 """Messages <-> domain. Pure functions, in pairs where both ways are needed."""
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from lares.downloader.v1 import downloader_pb2 as pb
 from lares.registry.v1 import registry_pb2
 from services.downloader.core.blobs import WrittenBlob
 from services.downloader.core.catalog import CatalogEntry
+from services.downloader.core.cleanup import CleanUp
 from services.downloader.core.download import Download, DownloadState, FileProgress
+from services.downloader.core.findings import Event, Progress, Summary, ValidatedFile, ValidatedVersion
+from services.downloader.core.garbage import Collected
 from services.downloader.core.leases import lease_name
 from services.downloader.core.ports import Lease
+from services.downloader.core.usage import Share, StoreUsage
 from services.kit.errors import InvalidArgument
 from services.kit.names import model_name, parse_resource
 
@@ -101,6 +106,111 @@ def written_to_proto(written: WrittenBlob) -> pb.WriteBlobResponse:
         size_bytes=written.blob.size_bytes,
         expire_time=_time_to_proto(written.expire_time),
     )
+
+
+def collected_to_proto(collected: Collected) -> pb.CollectGarbageResponse:
+    """What went."""
+    return pb.CollectGarbageResponse(
+        num_blobs=collected.num_blobs,
+        freed_bytes=collected.freed_bytes,
+        num_partials=collected.num_partials,
+        num_views=collected.num_views,
+        num_quarantined=collected.num_quarantined,
+        items=[
+            pb.GarbageItem(
+                name=item.name,
+                reason=pb.GarbageReason.ValueType(item.reason),
+                size_bytes=item.size_bytes,
+                age=_duration_to_proto(item.age),
+            )
+            for item in collected.items
+        ],
+    )
+
+
+def clean_up_to_proto(done: CleanUp) -> pb.CleanUpVersionsResponse:
+    """Versions that went, and those that stay."""
+    return pb.CleanUpVersionsResponse(
+        versions=[
+            pb.RemovedVersion(
+                name=version.name,
+                size_bytes=version.size_bytes,
+                create_time=_time_to_proto(version.create_time),
+            )
+            for version in done.removed
+        ],
+        freed_bytes=done.freed_bytes,
+        kept=[
+            pb.KeptVersion(name=version.name, reason=pb.KeepReason.ValueType(reason))
+            for version, reason in done.kept
+        ],
+    )
+
+
+def event_to_proto(event: Event) -> pb.ValidateModelsResponse:
+    """One step of a validation."""
+    match event:
+        case Progress():
+            return pb.ValidateModelsResponse(
+                progress=pb.ValidationProgress(
+                    version=event.version,
+                    path=event.path,
+                    completed_bytes=event.completed_bytes,
+                    total_bytes=event.total_bytes,
+                )
+            )
+        case ValidatedFile():
+            return pb.ValidateModelsResponse(
+                file=pb.ValidatedFile(
+                    version=event.version,
+                    path=event.path,
+                    digest=event.blob.digest,
+                    size_bytes=event.blob.size_bytes,
+                    verdict=pb.FileVerdict.ValueType(event.verdict),
+                )
+            )
+        case ValidatedVersion():
+            return pb.ValidateModelsResponse(
+                version=pb.ValidatedVersion(
+                    name=event.name,
+                    verdict=pb.VersionVerdict.ValueType(event.verdict),
+                    reason=event.reason,
+                    download=event.download,
+                )
+            )
+        case Summary():
+            return pb.ValidateModelsResponse(summary=pb.ValidationSummary(**asdict(event)))
+
+
+def usage_to_proto(usage: StoreUsage) -> pb.GetStoreUsageResponse:
+    """What the store holds."""
+    message = pb.GetStoreUsageResponse(
+        referenced=_share_to_proto(usage.referenced),
+        unreferenced=_share_to_proto(usage.unreferenced),
+        partial=_share_to_proto(usage.partial),
+        views=_share_to_proto(usage.views),
+        quarantine=_share_to_proto(usage.quarantine),
+        used_bytes=usage.used_bytes,
+        free_bytes=usage.disk.free_bytes,
+        disk_bytes=usage.disk.size_bytes,
+        min_free_bytes=usage.reserve_bytes,
+        models=[
+            pb.ModelUsage(
+                model=each.model,
+                num_versions=each.num_versions,
+                size_bytes=each.size_bytes,
+                shared_bytes=each.shared_bytes,
+            )
+            for each in usage.models
+        ],
+    )
+    if usage.limit_bytes:
+        message.max_store_bytes = usage.limit_bytes
+    return message
+
+
+def _share_to_proto(share: Share) -> pb.StoreShare:
+    return pb.StoreShare(count=share.count, size_bytes=share.size_bytes)
 
 
 def _file_to_proto(file: FileProgress) -> pb.FileProgress:

@@ -21,11 +21,14 @@ from services.downloader.adapters.sql_store import SqlStore
 from services.downloader.adapters.worker_inspector import WorkerInspector
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
+from services.downloader.core.cleanup import VersionCleaner
 from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
 from services.downloader.core.ports import Source
 from services.downloader.core.pull import Puller
+from services.downloader.core.space import SpaceLimits
+from services.downloader.core.validation import Validator
 from services.downloader.servicer import DownloaderServicer
 from services.downloader.settings import DownloaderSettings
 from services.kit.database import database_url
@@ -57,7 +60,7 @@ class DownloaderService:
             throttle=Throttle(settings.max_bytes_per_second),
             ca_file=settings.ca_file,
         )
-        self._store = DiskBlobStore(host.settings.store_path)
+        self._store = DiskBlobStore(host.settings.store_path, secure_delete=settings.secure_delete)
         self._lock = FolderLock(host.settings.store_path)
         self._records = SqlStore(
             database_url(settings.database.get_secret_value(), host.settings.home / "downloader.db")
@@ -69,7 +72,8 @@ class DownloaderService:
         self._lares = LaresSource(limits)
         registry = RegistryClient(host.channel("registry"))
         catalog = Catalog.parse(CATALOG.read_text("utf-8"))
-        blobs = Blobs(self._store, self._records)
+        space = SpaceLimits(settings.max_store_bytes, settings.min_free_bytes)
+        blobs = Blobs(self._store, self._records, limits=space)
         sources: dict[str, Source] = {
             "pypi": self._pypi,
             "file": FileSource(),
@@ -79,10 +83,21 @@ class DownloaderService:
         puller = Puller(sources, blobs, inspector, registry)
         self._jobs = DownloadJobs(puller, catalog, self._records, max_concurrent=settings.max_concurrent)
         self._collector = GarbageCollector(blobs, registry)
+        blobs.space.reclaimable = self._collector.reclaimable_bytes
+        cleaner = VersionCleaner(blobs, registry, self._collector)
+        validator = Validator(blobs, registry, self._jobs, catalog)
         self._collect_interval_s = settings.collect_interval_s
         self._collecting: asyncio.Task[None] | None = None
         self._servicer = DownloaderServicer(
-            host, self._jobs, catalog, blobs, Leases(blobs, registry), self._collector
+            host,
+            self._jobs,
+            catalog,
+            blobs,
+            Leases(blobs, registry),
+            self._collector,
+            cleaner,
+            validator,
+            registry,
         )
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -95,7 +110,7 @@ class DownloaderService:
         Raises FailedPrecondition if another process has the store, Unavailable, DiskFull, DataLoss.
         """
         await self._lock.acquire()
-        self._store.open()
+        await asyncio.to_thread(self._store.open)
         await self._records.open()
         await self._jobs.start()
         if self._collect_interval_s:

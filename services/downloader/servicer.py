@@ -11,9 +11,13 @@ from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from services.downloader import convert
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
+from services.downloader.core.cleanup import VersionCleaner
 from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
+from services.downloader.core.ports import ModelRegistry
+from services.downloader.core.usage import store_usage
+from services.downloader.core.validation import Validator
 from services.kit.errors import InvalidArgument
 from services.kit.host import Host
 from services.kit.paging import decode_cursor, encode_cursor, page_size
@@ -22,6 +26,8 @@ from services.kit.request_stream import RequestStream
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_REQUEST_ID_CHARS = 128
+DEFAULT_MODELS_LISTED = 10
+MAX_MODELS_LISTED = 1000
 
 
 class DownloaderServicer(rpc.DownloaderServiceServicer):
@@ -35,6 +41,9 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         blobs: Blobs,
         leases: Leases,
         garbage: GarbageCollector,
+        cleaner: VersionCleaner,
+        validator: Validator,
+        registry: ModelRegistry,
     ) -> None:
         self._host = host
         self._jobs = jobs
@@ -42,6 +51,9 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         self._blobs = blobs
         self._leases = leases
         self._garbage = garbage
+        self._cleaner = cleaner
+        self._validator = validator
+        self._registry = registry
 
     async def CreateDownload(
         self, request: pb.CreateDownloadRequest, context: Context
@@ -166,8 +178,40 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         self, request: pb.CollectGarbageRequest, context: Context
     ) -> pb.CollectGarbageResponse:
         """Delete what nobody refers to."""
-        collected = await self._garbage.collect(dry_run=request.dry_run)
-        return pb.CollectGarbageResponse(num_blobs=collected.num_blobs, freed_bytes=collected.freed_bytes)
+        return convert.collected_to_proto(await self._garbage.collect(dry_run=request.dry_run))
+
+    async def CleanUpVersions(
+        self, request: pb.CleanUpVersionsRequest, context: Context
+    ) -> pb.CleanUpVersionsResponse:
+        """Delete old versions."""
+        if not request.HasField("num_keep"):
+            raise InvalidArgument.at("num_keep", "must say how many versions of each model are to stay")
+        done = await self._cleaner.clean_up(
+            request.models, num_keep=request.num_keep, dry_run=request.dry_run
+        )
+        return convert.clean_up_to_proto(done)
+
+    async def ValidateModels(
+        self, request: pb.ValidateModelsRequest, context: Context
+    ) -> AsyncIterator[pb.ValidateModelsResponse]:
+        """Read versions again."""
+        validation = self._validator.validate(
+            request.names, repair=request.repair, max_bytes_per_second=request.max_bytes_per_second
+        )
+        async with aclosing(self._host.until_draining(validation)) as events:
+            async for event in events:
+                yield convert.event_to_proto(event)
+
+    async def GetStoreUsage(
+        self, request: pb.GetStoreUsageRequest, context: Context
+    ) -> pb.GetStoreUsageResponse:
+        """Tell what the store holds."""
+        if request.num_models > MAX_MODELS_LISTED:
+            raise InvalidArgument.at("num_models", f"must be at most {MAX_MODELS_LISTED}")
+        usage = await store_usage(
+            self._blobs, self._registry, num_models=request.num_models or DEFAULT_MODELS_LISTED
+        )
+        return convert.usage_to_proto(usage)
 
 
 async def _chunks(requests: AsyncIterator[pb.WriteBlobRequest]) -> AsyncIterator[bytes]:

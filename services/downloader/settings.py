@@ -59,6 +59,22 @@ class DownloaderSettings(ServiceSettings):
         le=100,
         description="How many times in a row a connection may fail without a new byte before a download fails.",
     )
+    max_store_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="The most bytes that the store may have, what is on its way included; 0 for no limit.",
+    )
+    min_free_bytes: int = Field(
+        default=1024**3,
+        ge=0,
+        description="Bytes that stay free on the store's disk, at most a twentieth of it: a pull that would take "
+        "them is refused.",
+    )
+    secure_delete: bool = Field(
+        default=False,
+        description="Overwrite what is deleted with zeros first. No promise on flash disks, on file systems that copy "
+        "on write, nor for snapshots and backups.",
+    )
     collect_interval_s: float = Field(
         default=3600.0,
         ge=0,

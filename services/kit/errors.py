@@ -30,7 +30,7 @@ Pure Python: cores, adapters and workers raise these; `status.py` translates.
     ├── EtagMismatch               somebody else changed it first
     ├── SequenceExpired            events up to that number are no longer kept
     ├── ResourceExhausted
-    │   └── PayloadTooLarge, QueueFull, InsufficientMemory, DiskFull
+    │   └── PayloadTooLarge, QueueFull, InsufficientMemory, DiskFull, StoreFull
     ├── Unavailable                try again after `retry_after_s`
     │   ├── WorkerLost             a child process died with the work in it
     │   ├── ServiceStarting, ServiceDraining, ServiceUnreachable
@@ -321,6 +321,10 @@ class InsufficientMemory(ResourceExhausted):
 
 class DiskFull(ResourceExhausted):
     """The disk cannot take what would be written."""
+
+
+class StoreFull(ResourceExhausted):
+    """The store may not have as many bytes as it would have."""
 
 
 class Unavailable(LaresError):

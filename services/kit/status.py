@@ -79,6 +79,7 @@ TABLE: dict[type[LaresError], Row] = {
     errors.QueueFull: Row(_C.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "queue_full"),
     errors.InsufficientMemory: Row(_C.RESOURCE_EXHAUSTED, 507, "server_error", "insufficient_memory"),
     errors.DiskFull: Row(_C.RESOURCE_EXHAUSTED, 507, "server_error", "disk_full"),
+    errors.StoreFull: Row(_C.RESOURCE_EXHAUSTED, 507, "server_error", "store_full"),
     errors.Unavailable: Row(_C.UNAVAILABLE, 503, "server_error", "unavailable"),
     errors.WorkerLost: Row(_C.UNAVAILABLE, 503, "server_error", "worker_lost"),
     errors.ServiceStarting: Row(_C.UNAVAILABLE, 503, "server_error", "service_starting"),

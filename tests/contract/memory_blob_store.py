@@ -2,12 +2,13 @@
 
 import hashlib
 import shutil
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from services.downloader.core.models import StoredFile
 from services.downloader.core.paths import check_paths
-from services.downloader.core.ports import Blob
+from services.downloader.core.ports import Area, Blob, Disk, Measure
 from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, OffsetPastEnd
 from services.kit.names import parse_digest, parse_id
 
@@ -26,11 +27,33 @@ class MemoryIngestFile:
 
 
 class MemoryBlobStore:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._root = root
+        self._now = now
         self.bytes_of: dict[str, bytes] = {}
         self.damaged: set[str] = set()
         self.open_views: dict[str, tuple[StoredFile, ...]] = {}
+        self.put_aside: dict[str, bytes] = {}
+        self.change_times: dict[str, datetime] = {}
+        self.pretended_disk = Disk(10**12, 10**12)
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(map(len, (*self.bytes_of.values(), *self.put_aside.values())))
+
+    def disk(self) -> Disk:
+        return self.pretended_disk
+
+    async def measure(self, area: Area, name: str) -> Measure | None:
+        if area in (Area.BLOB, Area.QUARANTINE):
+            contents = self.bytes_of if area is Area.BLOB else self.put_aside
+            content = contents.get(parse_digest(name))
+            return None if content is None else Measure(len(content), self.change_times[name])
+        folder = self._root / "ingest" / parse_id(name) if area is Area.INGEST else self.view_path(name)
+        if not folder.exists():
+            return None
+        size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return Measure(size_bytes if area is Area.INGEST else 0, self._now())
 
     def ingest(self, name: str) -> Path:
         folder = self._root / "ingest" / parse_id(name)
@@ -74,6 +97,7 @@ class MemoryBlobStore:
     async def adopt(self, file: Path, blob: Blob) -> None:
         self.bytes_of[parse_digest(blob.digest)] = file.read_bytes()
         self.damaged.discard(blob.digest)
+        self.change_times[blob.digest] = self._now()
         file.unlink()
 
     async def size(self, digest: str) -> int | None:
@@ -84,6 +108,8 @@ class MemoryBlobStore:
         content = self.bytes_of.get(parse_digest(blob.digest))
         if content is None or len(content) != blob.size_bytes or blob.digest in self.damaged:
             raise CorruptBlob(f"{blob.digest} is not whole")
+        if f"sha256:{hashlib.sha256(content).hexdigest()}" != blob.digest:
+            raise CorruptBlob(f"{blob.digest} is damaged")
 
     async def verify(self, blob: Blob) -> None:
         await self.check(blob)
@@ -111,6 +137,24 @@ class MemoryBlobStore:
 
     async def delete(self, digest: str) -> int:
         return len(self.bytes_of.pop(parse_digest(digest), b""))
+
+    async def purge(self) -> None:
+        """Nothing is left of what was deleted."""
+
+    async def quarantine(self, digest: str) -> bool:
+        content = self.bytes_of.pop(parse_digest(digest), None)
+        if content is None:
+            return False
+        self.put_aside[digest] = content
+        self.change_times[digest] = self._now()
+        self.damaged.discard(digest)
+        return True
+
+    async def quarantined(self) -> Sequence[Blob]:
+        return [Blob(digest, len(content)) for digest, content in self.put_aside.items()]
+
+    async def drop_quarantined(self, digest: str) -> int:
+        return len(self.put_aside.pop(parse_digest(digest), b""))
 
     async def open_view(self, manifest: str, files: Sequence[StoredFile]) -> Path:
         check_paths(file.path for file in files)

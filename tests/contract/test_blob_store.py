@@ -5,13 +5,14 @@ import os
 import random
 import string
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from services.downloader.adapters.disk_blob_store import DiskBlobStore
 from services.downloader.core.models import StoredFile
-from services.downloader.core.ports import Blob, BlobStore
+from services.downloader.core.ports import Area, Blob, BlobStore
 from services.kit.errors import (
     BlobNotFound,
     CorruptBlob,
@@ -145,6 +146,65 @@ async def test_a_view_shows_blobs_under_their_own_names(store: BlobStore) -> Non
     assert await store.size(second.digest) == 3
 
 
+async def test_what_is_put_aside_is_not_served_and_can_be_brought_again(store: BlobStore) -> None:
+    blob = await put(store)
+    assert await store.quarantine(DIGEST)
+    assert not await store.quarantine(DIGEST)
+    assert await store.size(DIGEST) is None
+    assert await store.blobs() == []
+    assert await store.quarantined() == [blob]
+    with pytest.raises(CorruptBlob):
+        await store.check(blob)
+    await put(store)
+    await store.check(blob)
+    assert await store.quarantine(DIGEST)
+    assert await store.quarantined() == [blob]
+    assert await store.drop_quarantined(DIGEST) == len(CONTENT)
+    assert await store.drop_quarantined(DIGEST) == 0
+    assert await store.quarantined() == []
+
+
+async def test_stored_bytes_are_those_of_blobs_and_of_what_was_put_aside(store: BlobStore) -> None:
+    assert store.stored_bytes == 0
+    first, second = await put(store, b"one"), await put(store, b"three")
+    await put(store, b"one")
+    assert store.stored_bytes == 8
+    await store.quarantine(second.digest)
+    assert store.stored_bytes == 8
+    await put(store, b"three")
+    assert store.stored_bytes == 13
+    await store.drop_quarantined(second.digest)
+    await store.delete(first.digest)
+    await store.delete(first.digest)
+    assert store.stored_bytes == 5
+
+
+async def test_everything_has_a_size_and_a_time(store: BlobStore) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=1)  # File systems count in ticks of their own.
+    blob = await put(store, b"12345")
+    files = [StoredFile("config.json", blob.size_bytes, blob.digest)]
+    manifest = manifest_digest(files)
+    await store.open_view(manifest, files)
+    (store.ingest("x") / "deep").mkdir()
+    (store.ingest("x") / "deep" / "0.part").write_bytes(b"123")
+    sizes = []
+    for area, name in ((Area.BLOB, blob.digest), (Area.INGEST, "x"), (Area.VIEW, manifest)):
+        measure = await store.measure(area, name)
+        assert measure is not None
+        assert before <= measure.change_time <= datetime.now(UTC) + timedelta(seconds=1)
+        sizes.append(measure.size_bytes)
+    assert sizes[:2] == [5, 3]
+    assert sizes[2] < 1000
+    await store.quarantine(blob.digest)
+    aside = await store.measure(Area.QUARANTINE, blob.digest)
+    assert aside is not None
+    assert aside.size_bytes == 5
+    assert await store.measure(Area.BLOB, blob.digest) is None
+    assert await store.measure(Area.INGEST, "y") is None
+    assert await store.measure(Area.VIEW, "0" * 64) is None
+    assert store.disk().size_bytes >= store.disk().free_bytes > 0
+
+
 async def test_no_name_or_digest_leads_out_of_the_store(store: BlobStore, tmp_path: Path) -> None:
     blob = await put(store, b"x")
     before = sorted(tmp_path.rglob("*"))
@@ -153,6 +213,12 @@ async def test_no_name_or_digest_leads_out_of_the_store(store: BlobStore, tmp_pa
             await store.size(name)
         with pytest.raises(InvalidArgument):
             await store.delete(f"sha256:{name}")
+        with pytest.raises(InvalidArgument):
+            await store.quarantine(f"sha256:{name}")
+        with pytest.raises(InvalidArgument):
+            await store.drop_quarantined(f"sha256:{name}")
+        with pytest.raises(InvalidArgument):
+            await store.measure(Area.INGEST, name)
         with pytest.raises(InvalidArgument):
             store.ingest(name)
         files = [StoredFile(name, blob.size_bytes, blob.digest)]
@@ -225,3 +291,74 @@ async def test_a_view_with_a_broken_link_is_made_anew(tmp_path: Path) -> None:
     view = await store.open_view(manifest_digest(files), files)
     (view / "model.gguf").unlink()
     assert (await store.open_view(manifest_digest(files), files) / "model.gguf").read_bytes() == CONTENT
+
+
+async def test_what_is_stored_is_counted_when_the_store_is_opened(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    await put(store, b"one")
+    await store.quarantine((await put(store, b"three")).digest)
+    assert opened(tmp_path).stored_bytes == store.stored_bytes == 8
+
+
+@pytest.fixture
+def second_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A hard link to each file that is deleted, made in the moment before it goes: what its disk blocks hold then."""
+    links: list[Path] = []
+    unlink = Path.unlink
+
+    def link_first(path: Path, missing_ok: bool = False) -> None:
+        link = tmp_path / f"link-{len(links)}"
+        os.link(path, link)
+        links.append(link)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", link_first)
+    return links
+
+
+async def test_secure_deletion_leaves_zeros(tmp_path: Path, second_names: list[Path]) -> None:
+    store = DiskBlobStore(tmp_path / "store", secure_delete=True)
+    store.open()
+    await put(store)
+    assert await store.delete(DIGEST) == len(CONTENT)
+    assert await store.delete(DIGEST) == 0
+    assert await store.size(DIGEST) is None
+    assert store.stored_bytes == 0
+    # Killed before it was overwritten: the next process does it.
+    store = DiskBlobStore(tmp_path / "store", secure_delete=True)
+    store.open()
+    await store.purge()
+    (store.ingest("download") / "0.part").write_bytes(b"secret")
+    assert await store.drop_ingest("download") == 6
+    assert [link.read_bytes() for link in second_names] == [bytes(len(CONTENT)), bytes(6)]
+    assert store.stored_bytes == 0
+    assert await store.quarantined() == []
+
+
+async def test_deletion_without_that_setting_writes_nothing(tmp_path: Path, second_names: list[Path]) -> None:
+    store = opened(tmp_path / "store")
+    await put(store)
+    await store.delete(DIGEST)
+    await store.purge()
+    assert [link.read_bytes() for link in second_names] == [CONTENT]
+
+
+async def test_secure_deletion_spares_what_another_link_uses(tmp_path: Path) -> None:
+    store = DiskBlobStore(tmp_path / "store", secure_delete=True)
+    store.open()
+    await put(store)
+    os.link(store.blob_path(DIGEST), tmp_path / "in-use")
+    assert await store.delete(DIGEST) == len(CONTENT)
+    await store.purge()
+    assert (tmp_path / "in-use").read_bytes() == CONTENT
+
+
+async def test_secure_deletion_does_not_follow_links_out_of_the_store(tmp_path: Path) -> None:
+    store = DiskBlobStore(tmp_path / "store", secure_delete=True)
+    store.open()
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"precious")
+    (store.ingest("download") / "link").symlink_to(outside)
+    await store.drop_ingest("download")
+    assert await store.ingests() == []
+    assert outside.read_bytes() == b"precious"

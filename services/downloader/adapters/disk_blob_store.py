@@ -4,6 +4,8 @@
     <root>/ingest/<id>/                  on its way; survives a restart
     <root>/blobs/sha256/<2>/<64 hex>     verified, read only, never changed
     <root>/views/<manifest>/...          folders of links to blobs under their own names
+    <root>/quarantine/<64 hex>           what lay under that digest and did not have it; nothing reads it
+    <root>/erasing/<id>                  deleted, and about to be overwritten
 
 A blob's modification time is a constant, its seal: it is set once the digest was checked. Whoever writes into a
 blob later, by accident or by a failing tool, breaks the seal, and the blob is read again before it is trusted.
@@ -14,15 +16,22 @@ import contextlib
 import hashlib
 import os
 import shutil
-import stat
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from services.downloader.adapters.disk_delete import (
+    delete_file,
+    drop_folder,
+    measure_file,
+    measure_folder,
+)
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.downloader.adapters.disk_views import DiskViews
+from services.downloader.core.ids import new_id
 from services.downloader.core.models import StoredFile
-from services.downloader.core.ports import Blob
+from services.downloader.core.ports import Area, Blob, Disk, Measure
 from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, OffsetPastEnd
 from services.kit.names import parse_digest, parse_id
 
@@ -35,19 +44,44 @@ _READ_ONLY: Final = 0o444
 
 
 class DiskBlobStore:
-    """See `BlobStore`. All of it belongs to one process; `LockedFolder` sees to that."""
+    """See `BlobStore`. All of it belongs to one process; `FolderLock` sees to that.
 
-    def __init__(self, root: Path) -> None:
+    secure_delete: overwrite what is deleted.
+    """
+
+    def __init__(self, root: Path, *, secure_delete: bool = False) -> None:
+        self._root = root
+        self._secure_delete = secure_delete
         self._ingest = root / "ingest"
         self._blobs = root / "blobs" / "sha256"
         self._views_folder = root / "views"
+        self._quarantine = root / "quarantine"
+        self._erasing = root / "erasing"
         self._views = DiskViews(self._views_folder, self.blob_path)
+        # Changes in threads: the number is only right if each change of it goes with the change on disk.
+        self._changing = threading.Lock()
+        self._stored_bytes = 0
 
     def open(self) -> None:
-        """Make its folders. Raises DiskFull, PermissionDenied."""
-        for folder in (self._ingest, self._blobs, self._views_folder):
+        """Make its folders, and count once what is stored. Raises DiskFull, PermissionDenied."""
+        for folder in (self._ingest, self._blobs, self._views_folder, self._quarantine, self._erasing):
             with translated_disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+        self._stored_bytes = sum(blob.size_bytes for blob in (*self._all(), *self._put_aside()))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of blobs and of what was put aside."""
+        return self._stored_bytes
+
+    def disk(self) -> Disk:
+        """The disk that the store is on."""
+        found = shutil.disk_usage(self._root)
+        return Disk(found.free, found.total)
+
+    async def measure(self, area: Area, name: str) -> Measure | None:
+        """How large something is, and when it last changed."""
+        return await asyncio.to_thread(self._measure, area, name)
 
     def ingest(self, name: str) -> Path:
         """The folder of what is on its way under that id."""
@@ -61,7 +95,9 @@ class DiskBlobStore:
 
     async def drop_ingest(self, name: str) -> int:
         """Delete an ingest folder. Returns the bytes freed."""
-        return await asyncio.to_thread(_drop_folder, self._ingest / parse_id(name))
+        return await asyncio.to_thread(
+            drop_folder, self._ingest / parse_id(name), overwrite=self._secure_delete
+        )
 
     async def move_ingest(self, name: str, to: str) -> None:
         """Give what has arrived under one id to another."""
@@ -135,8 +171,23 @@ class DiskBlobStore:
 
     async def delete(self, digest: str) -> int:
         """Delete a blob. Returns the bytes freed."""
-        path = self.blob_path(digest)
-        return await asyncio.to_thread(_delete_file, path)
+        return await asyncio.to_thread(self._delete, digest)
+
+    async def purge(self) -> None:
+        """Overwrite what was deleted."""
+        await asyncio.to_thread(self._purge)
+
+    async def quarantine(self, digest: str) -> bool:
+        """Put a blob aside. Returns whether it was there."""
+        return await asyncio.to_thread(self._put_away, digest)
+
+    async def quarantined(self) -> Sequence[Blob]:
+        """What was put aside."""
+        return await asyncio.to_thread(lambda: list(self._put_aside()))
+
+    async def drop_quarantined(self, digest: str) -> int:
+        """Delete what was put aside. Returns the bytes freed."""
+        return await asyncio.to_thread(self._drop_put_aside, digest)
 
     async def open_view(self, manifest: str, files: Sequence[StoredFile]) -> Path:
         """A folder in which these blobs lie under their own names."""
@@ -161,9 +212,62 @@ class DiskBlobStore:
                 path.parent.mkdir(exist_ok=True)
                 _sync_folder(self._blobs)
             _seal(file)
-            # Rename last: a crash must leave no half-written blob under its digest.
-            file.replace(path)
+            with self._changing:
+                before = _size(path) or 0
+                # Rename last: a crash must leave no half-written blob under its digest.
+                file.replace(path)
+                self._stored_bytes += blob.size_bytes - before
             _sync_folder(path.parent)
+
+    def _delete(self, digest: str) -> int:
+        path = self.blob_path(digest)
+        with self._changing:
+            freed_bytes = _size(path) or 0
+            if not self._secure_delete:
+                delete_file(path, overwrite=False)
+            elif freed_bytes:
+                # Elsewhere first: a crash half-way would leave zeros under a digest.
+                path.replace(self._erasing / new_id())
+            self._stored_bytes -= freed_bytes
+        return freed_bytes
+
+    def _purge(self) -> None:
+        for file in self._erasing.iterdir():
+            delete_file(file, overwrite=True)
+
+    def _put_away(self, digest: str) -> bool:
+        path = self.blob_path(digest)
+        aside = self._aside_path(digest)
+        with translated_disk_errors(path), self._changing:
+            before = _size(aside) or 0
+            try:
+                path.replace(aside)
+            except FileNotFoundError:
+                return False
+            self._stored_bytes -= before
+            _sync_folder(path.parent)
+            _sync_folder(self._quarantine)
+        return True
+
+    def _drop_put_aside(self, digest: str) -> int:
+        freed_bytes = delete_file(self._aside_path(digest), overwrite=self._secure_delete)
+        with self._changing:
+            self._stored_bytes -= freed_bytes
+        return freed_bytes
+
+    def _aside_path(self, digest: str) -> Path:
+        return self._quarantine / parse_digest(digest).removeprefix("sha256:")
+
+    def _measure(self, area: Area, name: str) -> Measure | None:
+        match area:
+            case Area.BLOB:
+                return measure_file(self.blob_path(name))
+            case Area.QUARANTINE:
+                return measure_file(self._aside_path(name))
+            case Area.INGEST:
+                return measure_folder(self._ingest / parse_id(name))
+            case Area.VIEW:
+                return measure_folder(self._views.path(name))
 
     def _check(self, blob: Blob) -> None:
         path = self.blob_path(blob.digest)
@@ -194,6 +298,10 @@ class DiskBlobStore:
         for folder in self._blobs.iterdir():
             for file in folder.iterdir():
                 yield Blob(f"sha256:{file.name}", file.stat().st_size)
+
+    def _put_aside(self) -> Iterator[Blob]:
+        for file in self._quarantine.iterdir():
+            yield Blob(f"sha256:{file.name}", file.stat().st_size)
 
 
 class DiskIngestFile:
@@ -263,22 +371,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _delete_file(path: Path) -> int:
-    try:
-        size_bytes = path.stat().st_size
-        if os.name == "nt":
-            path.chmod(stat.S_IWRITE)
-        path.unlink()
-    except FileNotFoundError:
-        return 0
-    return size_bytes
-
-
-def _drop_folder(folder: Path) -> int:
-    if not folder.exists():
-        return 0
-    size_bytes = sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
-    shutil.rmtree(folder, ignore_errors=True)
-    return size_bytes

@@ -13,7 +13,7 @@ from services.kit.errors import DiskFull, PermissionDenied
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def write_all(file: FileIO, chunk: bytes) -> None:
+def write_all(file: FileIO, chunk: bytes | memoryview) -> None:
     """Write to an unbuffered file. A buffer that does not fit would be met again, and less clearly, in `close`."""
     rest = memoryview(chunk)
     while rest:

@@ -1,6 +1,7 @@
 """The Registry over its contract, as the core's port `ModelRegistry`."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import UTC
 
 import grpc
 
@@ -15,6 +16,7 @@ from services.downloader.core.models import (
     StoredFile,
     VersionRecord,
 )
+from services.downloader.core.ports import ListedVersion
 from services.kit.channels import translate_errors
 from services.kit.errors import (
     LaresError,
@@ -62,14 +64,15 @@ class RegistryClient:
         """Record both, and make the version the one that answers."""
         is_new = await self._create_model(model, f"{request_id}-model")
         try:
-            await self._create_version(version, f"{request_id}-version")
+            was_mended = await self._create_version(version, f"{request_id}-version")
         except Unavailable:
             raise  # It will be tried again.
         except LaresError:
             if is_new:
                 await self._drop_empty_model(model.model_id)
             raise
-        if not is_new:
+        # To mend an old version is not to choose it: the one that answers now goes on answering.
+        if not is_new and not was_mended:
             await self._make_default(version)
 
     async def lease_files(self, version: str, artifact_id: str) -> tuple[StoredFile, ...]:
@@ -86,20 +89,54 @@ class RegistryClient:
 
     async def referenced(self) -> AsyncIterator[str]:
         """Digests of all files of all versions and artifacts."""
-        token = ""
+        async for version in self.list_versions():
+            for file in version.all_files:
+                yield file.digest
+
+    async def list_versions(self) -> AsyncIterator[ListedVersion]:
+        """Those of all models, page by page."""
+        request = pb.ListVersionsRequest(parent="models/-", page_size=_PAGE_SIZE)
         while True:
-            request = pb.ListVersionsRequest(parent="models/-", page_size=_PAGE_SIZE, page_token=token)
             with translate_errors():
                 page = await self._registry.ListVersions(request)
             for version in page.versions:
-                for file in version.files:
-                    yield file.digest
-                for artifact in version.artifacts:
-                    for file in artifact.files:
-                        yield file.digest
-            token = page.next_page_token
-            if not token:
+                yield _listed_version_from_proto(version)
+            if not page.next_page_token:
                 return
+            request.page_token = page.next_page_token
+
+    async def current_versions(self) -> Mapping[str, str]:
+        """The version that answers to each model's name."""
+        found: dict[str, str] = {}
+        request = pb.ListModelsRequest(page_size=_PAGE_SIZE)
+        while True:
+            with translate_errors():
+                page = await self._registry.ListModels(request)
+            found |= {model.name: model.default_version for model in page.models}
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def quarantine(self, version: str, reason: str) -> None:
+        """Have it served no more."""
+        message = pb.Version(name=version, state=pb.VERSION_STATE_QUARANTINED, state_reason=reason)
+        await self._update_version(message, "state", "state_reason")
+
+    async def release(self, version: str, etag: str) -> None:
+        """Have it served again."""
+        message = pb.Version(name=version, state=pb.VERSION_STATE_AVAILABLE, etag=etag)
+        await self._update_version(message, "state")
+
+    async def delete_version(self, version: str, etag: str) -> None:
+        """Delete its record."""
+        with translate_errors():
+            await self._registry.DeleteVersion(pb.DeleteVersionRequest(name=version, etag=etag))
+
+    async def _update_version(self, version: pb.Version, *fields: str) -> None:
+        request = pb.UpdateVersionRequest(version=version)
+        request.update_mask.paths.extend(fields)
+        with translate_errors():
+            await self._registry.UpdateVersion(request)
 
     async def _version(self, name: str) -> pb.Version:
         with translate_errors():
@@ -127,7 +164,8 @@ class RegistryClient:
             return False
         return True
 
-    async def _create_version(self, version: VersionRecord, request_id: str) -> None:
+    async def _create_version(self, version: VersionRecord, request_id: str) -> bool:
+        """Whether it was there before, in quarantine."""
         request = pb.CreateVersionRequest(
             parent=model_name(version.model_id),
             version_id=version.version_id,
@@ -145,10 +183,14 @@ class RegistryClient:
             with translate_errors():
                 await self._registry.CreateVersion(request)
         except VersionExists:
-            await self._mend_version(version)
+            return await self._mend_version(version)
+        return False
 
-    async def _mend_version(self, version: VersionRecord) -> None:
-        """It is recorded already: quarantined, perhaps, and whole again now. Raises VersionExists for other files."""
+    async def _mend_version(self, version: VersionRecord) -> bool:
+        """It is recorded already: quarantined, perhaps, and whole again now. Returns whether it was.
+
+        Raises VersionExists for other files.
+        """
         name = version_name(version.model_id, version.version_id)
         recorded = await self._version(name)
         if set(_files_from_proto(recorded.files)) != set(version.files):
@@ -156,12 +198,9 @@ class RegistryClient:
                 f"{name} is recorded with other files than its source has now; delete it first, if that is meant"
             )
         if recorded.state == pb.VERSION_STATE_AVAILABLE:
-            return
-        mended = pb.Version(name=name, state=pb.VERSION_STATE_AVAILABLE, etag=recorded.etag)
-        request = pb.UpdateVersionRequest(version=mended)
-        request.update_mask.paths.append("state")
-        with translate_errors():
-            await self._registry.UpdateVersion(request)
+            return False
+        await self.release(name, recorded.etag)
+        return True
 
     async def _make_default(self, version: VersionRecord) -> None:
         name = version_name(version.model_id, version.version_id)
@@ -176,6 +215,22 @@ class RegistryClient:
         """Nothing half-done is listed."""
         with translate_errors():
             await self._registry.DeleteModel(pb.DeleteModelRequest(name=model_name(model_id)))
+
+
+def _listed_version_from_proto(version: pb.Version) -> ListedVersion:
+    return ListedVersion(
+        name=version.name,
+        source=version.source,
+        is_adapter=version.kind == pb.VERSION_KIND_ADAPTER,
+        base=version.base_version,
+        files=_files_from_proto(version.files),
+        artifacts={each.artifact_id: _files_from_proto(each.files) for each in version.artifacts},
+        is_quarantined=version.state != pb.VERSION_STATE_AVAILABLE,
+        state_reason=version.state_reason,
+        labels=dict(version.labels),
+        create_time=version.create_time.ToDatetime(UTC),
+        etag=version.etag,
+    )
 
 
 def _files_to_proto(files: Iterable[StoredFile]) -> list[pb.File]:

@@ -5,8 +5,8 @@ in the same breath. One lock makes both whole. It is held for a moment, never fo
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Final
 
 from services.downloader.core.ids import new_id
 from services.downloader.core.ports import Blob, BlobStore, DownloadStore
+from services.downloader.core.space import Space, SpaceLimits
 from services.kit.errors import BlobNotFound, DigestMismatch, FieldViolation, InvalidArgument
 from services.kit.names import parse_digest
 
@@ -40,7 +41,12 @@ class Blobs:
     """`BlobStore` and `DownloadStore` together. now: the clock, for tests."""
 
     def __init__(
-        self, store: BlobStore, records: DownloadStore, *, now: Callable[[], datetime] = utc_now
+        self,
+        store: BlobStore,
+        records: DownloadStore,
+        *,
+        limits: SpaceLimits | None = None,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self.store = store
         self.records = records
@@ -48,6 +54,8 @@ class Blobs:
         self.lock = asyncio.Lock()
         self.collecting = asyncio.Lock()
         self.writing: set[str] = set()
+        self.space = Space(store, limits or SpaceLimits())
+        self._adoptions: list[set[str]] = []
 
     async def adopt(
         self,
@@ -66,7 +74,20 @@ class Blobs:
         async with self.lock:
             await self.records.keep(blob.digest, self.now() + KEEP_FRESH, keeper=keeper)
             await self.store.adopt(file, blob)
+            self.space.settle(keeper, blob.size_bytes)
+            for noted in self._adoptions:
+                noted.add(blob.digest)
         return blob
+
+    @contextmanager
+    def noted_adoptions(self) -> Iterator[set[str]]:
+        """Digests of the blobs that come in meanwhile: what was read of one before says nothing of it any more."""
+        noted: set[str] = set()
+        self._adoptions.append(noted)
+        try:
+            yield noted
+        finally:
+            self._adoptions.remove(noted)
 
     async def keep(self, blobs: Iterable[Blob], *, keeper: str) -> None:
         """Keep blobs from now on that are about to be referred to. Raises BlobNotFound if one is gone."""
@@ -76,6 +97,15 @@ class Blobs:
                     raise BlobNotFound.named(blob.digest)
                 await self.records.keep(blob.digest, self.now() + KEEP_FRESH, keeper=keeper)
 
+    async def held(self) -> set[str]:
+        """Digests that no collection takes now, referred to or not: fresh ones, and those under a lease."""
+        now = self.now()
+        held = set(await self.records.kept(now))
+        for lease in await self.records.leases():
+            if lease.expire_time > now:
+                held.update(lease.digests)
+        return held
+
     async def let_go(self, keeper: str) -> None:
         """Its blobs are referred to now. Waits for a collection that began before they were."""
         async with self.collecting:
@@ -84,28 +114,25 @@ class Blobs:
     async def write(self, chunks: AsyncIterator[bytes], *, size_bytes: int, digest: str) -> WrittenBlob:
         """Store what a caller sends. digest: empty if the caller does not know it.
 
-        Raises InvalidArgument if it is not `size_bytes` long, InvalidDigest, DigestMismatch, DiskFull.
+        Raises InvalidArgument if it is not `size_bytes` long, InvalidDigest, DigestMismatch, DiskFull, StoreFull.
         """
         expected = parse_digest(digest, field="header.digest") if digest else None
         name = f"write-{new_id()}"
         self.writing.add(name)
         try:
-            file = await self.store.create(name)
-            try:
-                num_bytes = 0
-                async for chunk in chunks:
-                    num_bytes += len(chunk)
-                    _check_chunk(chunk, num_bytes, size_bytes)
-                    await file.write(chunk)
-            finally:
-                await file.close()
-            if num_bytes != size_bytes:
-                raise _wrong_size(f"{num_bytes} bytes came instead of {size_bytes}")
-            blob = await self._adopt_written(name, file.path, size_bytes, expected)
+            async with self.space.claim(name) as claim:
+                await claim.expect(size_bytes)
+                file = await self._receive(chunks, name, size_bytes)
+                blob = await self._adopt_written(name, file, size_bytes, expected)
             return WrittenBlob(blob, self.now() + KEEP_FRESH)
         finally:
-            await self.store.drop_ingest(name)
+            await self.drop_ingest(name)
             self.writing.discard(name)
+
+    async def drop_ingest(self, name: str) -> None:
+        """Delete an ingest folder, whose bytes are room for others then."""
+        await self.store.drop_ingest(name)
+        await self.space.measure()
 
     async def read(
         self, digest: str, offset_bytes: int, max_bytes: int | None = None
@@ -115,6 +142,20 @@ class Blobs:
         async with aclosing(self.store.read(digest, offset_bytes, max_bytes)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def _receive(self, chunks: AsyncIterator[bytes], name: str, size_bytes: int) -> Path:
+        file = await self.store.create(name)
+        try:
+            num_bytes = 0
+            async for chunk in chunks:
+                num_bytes += len(chunk)
+                _check_chunk(chunk, num_bytes, size_bytes)
+                await file.write(chunk)
+        finally:
+            await file.close()
+        if num_bytes != size_bytes:
+            raise _wrong_size(f"{num_bytes} bytes came instead of {size_bytes}")
+        return file.path
 
     async def _adopt_written(self, name: str, file: Path, size_bytes: int, expected: str | None) -> Blob:
         try:

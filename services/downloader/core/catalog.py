@@ -84,6 +84,11 @@ class Catalog:
             raise self._unknown(source)
         return Plan(entry.model_id, entry.sources, model_id or entry.model_id, entry)
 
+    def source_of(self, model_id: str, reference: str) -> str:
+        """What to pull for a model that came from a reference: its short name, which also knows its other packages."""
+        entry = self._entries.get(model_id)
+        return model_id if entry is not None and str(entry.sources[0]) == reference else reference
+
     def _unknown(self, source: str) -> SourceNotFound:
         near = difflib.get_close_matches(source, self._entries, n=1, cutoff=0.5)
         hint = f" did you mean {near[0]}?" if near else ""

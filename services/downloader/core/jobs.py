@@ -144,7 +144,7 @@ class DownloadJobs:
         async with self._changing:
             # It may have been resumed meanwhile.
             if not (await self.get(download_id)).state.is_active:
-                await self._puller.blobs.store.drop_ingest(download_id)
+                await self._puller.blobs.drop_ingest(download_id)
         return download
 
     async def resume(self, download_id: str) -> Download:
@@ -198,7 +198,7 @@ class DownloadJobs:
                 ended = live.download.failed(Failure.of(bug), utc_now())
             else:
                 ended = live.download.succeeded(version, utc_now())
-                await self._puller.blobs.store.drop_ingest(live.download.id)
+                await self._puller.blobs.drop_ingest(live.download.id)
             await self._settle(live, ended)
 
     async def _pull(self, live: LiveDownload) -> str:

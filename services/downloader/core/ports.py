@@ -1,8 +1,9 @@
 """What the core needs from outside. Each port is fulfilled by an adapter, and by a fake in the tests."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,31 @@ class Blob:
     size_bytes: int
 
 
+class Area(Enum):
+    """The parts of a blob store."""
+
+    BLOB = auto()
+    INGEST = auto()
+    VIEW = auto()
+    QUARANTINE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Bytes that something has on disk, and when it last changed."""
+
+    size_bytes: int
+    change_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What the store is kept on."""
+
+    free_bytes: int
+    size_bytes: int
+
+
 class IngestFile(Protocol):
     """A file on its way into the store."""
 
@@ -47,6 +73,16 @@ class IngestFile(Protocol):
 
 class BlobStore(Protocol):
     """Bytes by their sha256. What `size` finds was verified on its way in."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all blobs and of what was put aside: a running total, counted when the store was opened."""
+
+    def disk(self) -> Disk:
+        """The disk that it is on. One quick question to the system."""
+
+    async def measure(self, area: Area, name: str) -> Measure | None:
+        """How large something is, by its digest, id or manifest digest. None if it is not there."""
 
     def ingest(self, name: str) -> Path:
         """The folder of what is on its way under that id, made if need be. It survives a restart."""
@@ -103,7 +139,19 @@ class BlobStore(Protocol):
         """All that is stored."""
 
     async def delete(self, digest: str) -> int:
-        """Delete a blob. Returns the bytes freed; 0 if it is not there."""
+        """Delete a blob: quick, whatever its size. Returns the bytes freed; 0 if it is not there."""
+
+    async def purge(self) -> None:
+        """Overwrite what was deleted, where that is set. It takes as long as that; a crash loses none of it."""
+
+    async def quarantine(self, digest: str) -> bool:
+        """Put a blob aside, where nothing reads it. Returns whether it was there."""
+
+    async def quarantined(self) -> Sequence[Blob]:
+        """What was put aside. digest: what it lay under, and does not have."""
+
+    async def drop_quarantined(self, digest: str) -> int:
+        """Delete what was put aside. Returns the bytes freed; 0 if it is not there."""
 
     async def open_view(self, manifest: str, files: Sequence[StoredFile]) -> Path:
         """A folder in which these blobs lie under their own names, to read. Made once per manifest digest."""
@@ -191,6 +239,36 @@ class Inspector(Protocol):
         """files: path in the model -> where it lies. Raises UnsupportedFormat, WorkerLost."""
 
 
+@dataclass(frozen=True, slots=True)
+class ListedVersion:
+    """A version as the registry lists it. name: its resource name. artifacts: their files, by id."""
+
+    name: str
+    source: str
+    is_adapter: bool
+    base: str
+    files: tuple[StoredFile, ...]
+    artifacts: Mapping[str, tuple[StoredFile, ...]]
+    is_quarantined: bool
+    state_reason: str
+    labels: Mapping[str, str]
+    create_time: datetime
+    etag: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files; a blob that several of them are is counted once."""
+        return sum({file.digest: file.size_bytes for file in self.all_files}.values())
+
+    @property
+    def all_files(self) -> Iterator[StoredFile]:
+        """Its own and those of its artifacts, whose paths then begin with the artifact's id."""
+        yield from self.files
+        for artifact_id, files in self.artifacts.items():
+            for file in files:
+                yield replace(file, path=f"{artifact_id}/{file.path}")
+
+
 class ModelRegistry(Protocol):
     """The Registry, as far as the downloader needs it. Every call raises Unavailable if nobody answers."""
 
@@ -211,6 +289,21 @@ class ModelRegistry(Protocol):
 
     def referenced(self) -> AsyncIterator[str]:
         """Digests of all files of all versions and artifacts."""
+
+    def list_versions(self) -> AsyncIterator[ListedVersion]:
+        """Those of all models, oldest first; the quarantined too."""
+
+    async def current_versions(self) -> Mapping[str, str]:
+        """Resource name of each model -> that of the version that answers to its name, or empty if it has none."""
+
+    async def quarantine(self, version: str, reason: str) -> None:
+        """Have it served no more. Raises ModelNotFound, VersionNotFound."""
+
+    async def release(self, version: str, etag: str) -> None:
+        """Have it served again. Raises ModelNotFound, VersionNotFound, EtagMismatch."""
+
+    async def delete_version(self, version: str, etag: str) -> None:
+        """Raises ModelNotFound, VersionNotFound, EtagMismatch, ModelInUse."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ stored, and the registry hears of a version only when all of it is.
 """
 
 import asyncio
+import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from services.downloader.core.ports import (
     Resolved,
     Source,
 )
+from services.downloader.core.space import Claim
 from services.kit.errors import (
     BlobNotFound,
     CorruptBlob,
@@ -88,7 +90,11 @@ class Puller:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def pull(self, download: Download, plan: Plan, report: Reporter) -> str:
-        """Bring a model in. Returns its version's name. Raises any LaresError of its ports."""
+        """Bring a model in. Returns its version's name. Raises any LaresError of its ports, StoreFull, DiskFull."""
+        async with self.blobs.space.claim(download.id) as claim:
+            return await self._pull(download, plan, report, claim)
+
+    async def _pull(self, download: Download, plan: Plan, report: Reporter, claim: Claim) -> str:
         source = self._source(plan)
         request = PullRequest(plan.refs, plan.layout)
         report.enter(DownloadPhase.RESOLVING)
@@ -99,13 +105,16 @@ class Puller:
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)
-        fetched = await self._fetch(source, resolved, download.id, report)
+        await claim.expect(await self._size_to_fetch(resolved.files))
+        fetched = await self._fetch(source, resolved, download.id, report, claim)
         report.enter(DownloadPhase.UNPACKING)
         folder = await asyncio.to_thread(_empty_folder, self.blobs.store.ingest(download.id))
         locals_ = list(await source.unpack(request, fetched.paths, folder))
         facts = await self.inspector.inspect({file.path: file.local for file in locals_})
         if plan.entry is not None and plan.entry.generation:
             locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
+        # Not the archives that they came from: those go before anybody else could want the room.
+        claim.arrived(await asyncio.to_thread(_size_to_store, locals_, fetched))
         report.enter(DownloadPhase.VERIFYING)
         files = [await self._store(file, fetched, download.id) for file in locals_]
         report.enter(DownloadPhase.COMMITTING)
@@ -146,7 +155,17 @@ class Puller:
             return False
         return True
 
-    async def _fetch(self, source: Source, resolved: Resolved, name: str, report: Reporter) -> _Fetched:
+    async def _size_to_fetch(self, files: Sequence[RemoteFile]) -> int:
+        """Bytes of what is not here, as far as the source tells: the rest is counted as it comes."""
+        size_bytes = 0
+        for file in files:
+            if file.sha256 is None or await self.blobs.store.size(f"sha256:{file.sha256}") is None:
+                size_bytes += file.size_bytes or 0
+        return size_bytes
+
+    async def _fetch(
+        self, source: Source, resolved: Resolved, name: str, report: Reporter, claim: Claim
+    ) -> _Fetched:
         """Into the ingest folder of that name.
 
         Small files several at once, for each waits mostly; large ones one after another, each with the whole line.
@@ -155,6 +174,15 @@ class Puller:
         # Numbered, so that no name of theirs becomes one of ours.
         targets = [ingest / f"{index:05}.part" for index in range(len(resolved.files))]
         fetched = _Fetched()
+        arrivals: dict[int, int] = {}
+        total_bytes = 0
+
+        def arrived(index: int, num_bytes: int, size_bytes: int | None) -> None:
+            nonlocal total_bytes
+            total_bytes += num_bytes - arrivals.get(index, 0)
+            arrivals[index] = num_bytes
+            claim.arrived(total_bytes)
+            report.arrived(index, num_bytes, size_bytes)
 
         async def bring(index: int) -> None:
             file = resolved.files[index]
@@ -164,7 +192,7 @@ class Puller:
                 report.arrived(index, blob.size_bytes, blob.size_bytes)
                 return
             fetched.sha256s[targets[index]] = await source.fetch(
-                file, targets[index], lambda num, size: report.arrived(index, num, size)
+                file, targets[index], functools.partial(arrived, index)
             )
 
         is_small = [file.size_bytes is not None and file.size_bytes <= SMALL_BYTES for file in resolved.files]
@@ -238,6 +266,11 @@ class Puller:
             except Unavailable:
                 await self.sleep(min(_MAX_WAIT_S, 0.25 * 2.0**attempt))
         return await ask()
+
+
+def _size_to_store(files: Sequence[LocalFile], fetched: _Fetched) -> int:
+    """Bytes of those that are no blobs yet."""
+    return sum(file.local.stat().st_size for file in files if file.local not in fetched.stored)
 
 
 def _recommendation(entry: CatalogEntry, files: Sequence[LocalFile], folder: Path) -> list[LocalFile]:

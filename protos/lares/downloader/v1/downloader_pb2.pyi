@@ -98,6 +98,142 @@ DOWNLOAD_PHASE_COMMITTING: DownloadPhase.ValueType  # 5
 """Moving into the store and recording in the Registry."""
 Global___DownloadPhase: _TypeAlias = DownloadPhase  # noqa: Y015
 
+class _GarbageReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GarbageReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GarbageReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GARBAGE_REASON_UNSPECIFIED: _GarbageReason.ValueType  # 0
+    """Not said."""
+    GARBAGE_REASON_UNREFERENCED: _GarbageReason.ValueType  # 1
+    """A blob that no version refers to, no lease holds and no download is about to record."""
+    GARBAGE_REASON_EXPIRED_PARTIAL: _GarbageReason.ValueType  # 2
+    """A part of a download that has ended, or failed more than a day ago."""
+    GARBAGE_REASON_ORPHANED_INGEST: _GarbageReason.ValueType  # 3
+    """A part of something that nobody knows: a writer that was killed."""
+    GARBAGE_REASON_UNUSED_VIEW: _GarbageReason.ValueType  # 4
+    """A view that no lease is on."""
+    GARBAGE_REASON_EXPIRED_QUARANTINE: _GarbageReason.ValueType  # 5
+    """A damaged blob that was put aside more than a week ago."""
+
+class GarbageReason(_GarbageReason, metaclass=_GarbageReasonEnumTypeWrapper):
+    """Why something goes."""
+
+GARBAGE_REASON_UNSPECIFIED: GarbageReason.ValueType  # 0
+"""Not said."""
+GARBAGE_REASON_UNREFERENCED: GarbageReason.ValueType  # 1
+"""A blob that no version refers to, no lease holds and no download is about to record."""
+GARBAGE_REASON_EXPIRED_PARTIAL: GarbageReason.ValueType  # 2
+"""A part of a download that has ended, or failed more than a day ago."""
+GARBAGE_REASON_ORPHANED_INGEST: GarbageReason.ValueType  # 3
+"""A part of something that nobody knows: a writer that was killed."""
+GARBAGE_REASON_UNUSED_VIEW: GarbageReason.ValueType  # 4
+"""A view that no lease is on."""
+GARBAGE_REASON_EXPIRED_QUARANTINE: GarbageReason.ValueType  # 5
+"""A damaged blob that was put aside more than a week ago."""
+Global___GarbageReason: _TypeAlias = GarbageReason  # noqa: Y015
+
+class _KeepReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KeepReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeepReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEEP_REASON_UNSPECIFIED: _KeepReason.ValueType  # 0
+    """Not said."""
+    KEEP_REASON_CURRENT: _KeepReason.ValueType  # 1
+    """It answers to the model's name and its aliases."""
+    KEEP_REASON_PINNED: _KeepReason.ValueType  # 2
+    """It has the label `pinned`."""
+    KEEP_REASON_LEASED: _KeepReason.ValueType  # 3
+    """A lease is on it: it is loaded, for example."""
+    KEEP_REASON_BASE: _KeepReason.ValueType  # 4
+    """Adapters are built on it."""
+    KEEP_REASON_CHANGED: _KeepReason.ValueType  # 5
+    """It changed since it was looked at."""
+
+class KeepReason(_KeepReason, metaclass=_KeepReasonEnumTypeWrapper):
+    """Why a version stays."""
+
+KEEP_REASON_UNSPECIFIED: KeepReason.ValueType  # 0
+"""Not said."""
+KEEP_REASON_CURRENT: KeepReason.ValueType  # 1
+"""It answers to the model's name and its aliases."""
+KEEP_REASON_PINNED: KeepReason.ValueType  # 2
+"""It has the label `pinned`."""
+KEEP_REASON_LEASED: KeepReason.ValueType  # 3
+"""A lease is on it: it is loaded, for example."""
+KEEP_REASON_BASE: KeepReason.ValueType  # 4
+"""Adapters are built on it."""
+KEEP_REASON_CHANGED: KeepReason.ValueType  # 5
+"""It changed since it was looked at."""
+Global___KeepReason: _TypeAlias = KeepReason  # noqa: Y015
+
+class _FileVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FileVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FILE_VERDICT_UNSPECIFIED: _FileVerdict.ValueType  # 0
+    """Not said."""
+    FILE_VERDICT_GOOD: _FileVerdict.ValueType  # 1
+    """Every byte is as it was recorded."""
+    FILE_VERDICT_DAMAGED: _FileVerdict.ValueType  # 2
+    """It has other bytes. They were put aside, where nothing serves them."""
+    FILE_VERDICT_MISSING: _FileVerdict.ValueType  # 3
+    """It is not there."""
+
+class FileVerdict(_FileVerdict, metaclass=_FileVerdictEnumTypeWrapper):
+    """What was found of a file."""
+
+FILE_VERDICT_UNSPECIFIED: FileVerdict.ValueType  # 0
+"""Not said."""
+FILE_VERDICT_GOOD: FileVerdict.ValueType  # 1
+"""Every byte is as it was recorded."""
+FILE_VERDICT_DAMAGED: FileVerdict.ValueType  # 2
+"""It has other bytes. They were put aside, where nothing serves them."""
+FILE_VERDICT_MISSING: FileVerdict.ValueType  # 3
+"""It is not there."""
+Global___FileVerdict: _TypeAlias = FileVerdict  # noqa: Y015
+
+class _VersionVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VersionVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERSION_VERDICT_UNSPECIFIED: _VersionVerdict.ValueType  # 0
+    """Not said."""
+    VERSION_VERDICT_WHOLE: _VersionVerdict.ValueType  # 1
+    """It is whole."""
+    VERSION_VERDICT_QUARANTINED: _VersionVerdict.ValueType  # 2
+    """It was put into quarantine, or stays there."""
+    VERSION_VERDICT_RELEASED: _VersionVerdict.ValueType  # 3
+    """It was in quarantine, is whole, and can be used again."""
+    VERSION_VERDICT_REPAIRED: _VersionVerdict.ValueType  # 4
+    """It was damaged, was downloaded again, and can be used."""
+    VERSION_VERDICT_GONE: _VersionVerdict.ValueType  # 5
+    """It was deleted meanwhile."""
+
+class VersionVerdict(_VersionVerdict, metaclass=_VersionVerdictEnumTypeWrapper):
+    """How a version stands after its validation."""
+
+VERSION_VERDICT_UNSPECIFIED: VersionVerdict.ValueType  # 0
+"""Not said."""
+VERSION_VERDICT_WHOLE: VersionVerdict.ValueType  # 1
+"""It is whole."""
+VERSION_VERDICT_QUARANTINED: VersionVerdict.ValueType  # 2
+"""It was put into quarantine, or stays there."""
+VERSION_VERDICT_RELEASED: VersionVerdict.ValueType  # 3
+"""It was in quarantine, is whole, and can be used again."""
+VERSION_VERDICT_REPAIRED: VersionVerdict.ValueType  # 4
+"""It was damaged, was downloaded again, and can be used."""
+VERSION_VERDICT_GONE: VersionVerdict.ValueType  # 5
+"""It was deleted meanwhile."""
+Global___VersionVerdict: _TypeAlias = VersionVerdict  # noqa: Y015
+
 @_typing.final
 class Download(_message.Message):
     """A download."""
@@ -1047,7 +1183,7 @@ class CollectGarbageRequest(_message.Message):
 
     DRY_RUN_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
-    """Only tell what would go."""
+    """Only tell what would go, and why."""
     def __init__(
         self,
         *,
@@ -1063,26 +1199,596 @@ Global___CollectGarbageRequest: _TypeAlias = CollectGarbageRequest  # noqa: Y015
 
 @_typing.final
 class CollectGarbageResponse(_message.Message):
-    """What went."""
+    """What went, or would go."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NUM_BLOBS_FIELD_NUMBER: _builtins.int
     FREED_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_PARTIALS_FIELD_NUMBER: _builtins.int
+    NUM_VIEWS_FIELD_NUMBER: _builtins.int
+    NUM_QUARANTINED_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     num_blobs: _builtins.int
     """Number of blobs."""
     freed_bytes: _builtins.int
-    """Their bytes."""
+    """Bytes of all that went: blobs, parts of downloads, damaged blobs."""
+    num_partials: _builtins.int
+    """Number of folders with parts of downloads."""
+    num_views: _builtins.int
+    """Number of views."""
+    num_quarantined: _builtins.int
+    """Number of damaged blobs that had been put aside."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GarbageItem]:
+        """Each of them, at most 1000: the numbers above count all."""
+
     def __init__(
         self,
         *,
         num_blobs: _builtins.int = ...,
         freed_bytes: _builtins.int = ...,
+        num_partials: _builtins.int = ...,
+        num_views: _builtins.int = ...,
+        num_quarantined: _builtins.int = ...,
+        items: _abc.Iterable[Global___GarbageItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "num_blobs", b"num_blobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "items", b"items", "num_blobs", b"num_blobs", "num_partials", b"num_partials", "num_quarantined", b"num_quarantined", "num_views", b"num_views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CollectGarbageResponse: _TypeAlias = CollectGarbageResponse  # noqa: Y015
+
+@_typing.final
+class GarbageItem(_message.Message):
+    """One thing that goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A blob as `sha256:<hex>`, a part of a download as `downloads/{download}` or the name of its folder, a view as 64 hexadecimal digits."""
+    reason: Global___GarbageReason.ValueType
+    """Why it goes."""
+    size_bytes: _builtins.int
+    """Its bytes on disk."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """Time since it last changed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: Global___GarbageReason.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "name", b"name", "reason", b"reason", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GarbageItem: _TypeAlias = GarbageItem  # noqa: Y015
+
+@_typing.final
+class CleanUpVersionsRequest(_message.Message):
+    """Asks to delete old versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    NUM_KEEP_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    num_keep: _builtins.int
+    """How many versions of weights to keep of each model, the newest. 0: only what is in use. Unset is INVALID_ARGUMENT."""
+    dry_run: _builtins.bool
+    """Only tell what would go."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`models/{model}`. Empty: all models."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        num_keep: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_keep", b"_num_keep", "num_keep", b"num_keep"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_keep", b"_num_keep", "dry_run", b"dry_run", "models", b"models", "num_keep", b"num_keep"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_keep: _TypeAlias = _typing.Literal["num_keep"]  # noqa: Y015
+    _WhichOneofArgType__num_keep: _TypeAlias = _typing.Literal["_num_keep", b"_num_keep"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_keep) -> _WhichOneofReturnType__num_keep | None: ...
+
+Global___CleanUpVersionsRequest: _TypeAlias = CleanUpVersionsRequest  # noqa: Y015
+
+@_typing.final
+class CleanUpVersionsResponse(_message.Message):
+    """What went, or would go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    """Bytes that are freed: blobs that nothing else needs. Those that versions share with what stays are not among them."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemovedVersion]:
+        """The versions, by model, the newest first."""
+
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptVersion]:
+        """Versions beyond the newest that stay all the same."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___RemovedVersion] | None = ...,
+        freed_bytes: _builtins.int = ...,
+        kept: _abc.Iterable[Global___KeptVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "kept", b"kept", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CleanUpVersionsResponse: _TypeAlias = CleanUpVersionsResponse  # noqa: Y015
+
+@_typing.final
+class RemovedVersion(_message.Message):
+    """A version that goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`models/{model}/versions/{version}`."""
+    size_bytes: _builtins.int
+    """Bytes of its files and artifacts, shared or not."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was recorded."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovedVersion: _TypeAlias = RemovedVersion  # noqa: Y015
+
+@_typing.final
+class KeptVersion(_message.Message):
+    """A version that stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`models/{model}/versions/{version}`."""
+    reason: Global___KeepReason.ValueType
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: Global___KeepReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptVersion: _TypeAlias = KeptVersion  # noqa: Y015
+
+@_typing.final
+class ValidateModelsRequest(_message.Message):
+    """Asks to read versions again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    repair: _builtins.bool
+    """Download again what is damaged or missing, from where it came."""
+    max_bytes_per_second: _builtins.int
+    """Read at most this fast. 0: as fast as it goes."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`models/{model}` for all of its versions, or `models/{model}/versions/{version}`. Empty: all, and the blobs that no version refers to."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        repair: _builtins.bool = ...,
+        max_bytes_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes_per_second", b"max_bytes_per_second", "names", b"names", "repair", b"repair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidateModelsRequest: _TypeAlias = ValidateModelsRequest  # noqa: Y015
+
+@_typing.final
+class ValidateModelsResponse(_message.Message):
+    """One step of a validation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___ValidationProgress:
+        """It reads."""
+
+    @_builtins.property
+    def file(self) -> Global___ValidatedFile:
+        """It has read a file."""
+
+    @_builtins.property
+    def version(self) -> Global___ValidatedVersion:
+        """All files of a version were read, and what follows from that was done."""
+
+    @_builtins.property
+    def summary(self) -> Global___ValidationSummary:
+        """It is over. The last message."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___ValidationProgress | None = ...,
+        file: Global___ValidatedFile | None = ...,
+        version: Global___ValidatedVersion | None = ...,
+        summary: Global___ValidationSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "file", b"file", "progress", b"progress", "summary", b"summary", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "file", b"file", "progress", b"progress", "summary", b"summary", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "file", "version", "summary"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ValidateModelsResponse: _TypeAlias = ValidateModelsResponse  # noqa: Y015
+
+@_typing.final
+class ValidationProgress(_message.Message):
+    """How far a validation is. The first one comes before anything is read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    COMPLETED_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """What is being read or repaired: `models/{model}/versions/{version}`, or empty for a blob that no version refers to."""
+    path: _builtins.str
+    """The file; the digest of such a blob; or, while a version is repaired, `downloads/{download}`."""
+    completed_bytes: _builtins.int
+    """Bytes read, over all files. A blob that files share is read once. While a version is repaired: bytes of its download."""
+    total_bytes: _builtins.int
+    """Bytes to read in all; of the download, 0 while that is unknown."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        path: _builtins.str = ...,
+        completed_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_bytes", b"completed_bytes", "path", b"path", "total_bytes", b"total_bytes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidationProgress: _TypeAlias = ValidationProgress  # noqa: Y015
+
+@_typing.final
+class ValidatedFile(_message.Message):
+    """A file that was read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """A version that has it, or empty for a blob that no version refers to."""
+    path: _builtins.str
+    """Its path there, or the digest of such a blob."""
+    digest: _builtins.str
+    """`sha256:` and 64 hexadecimal digits."""
+    size_bytes: _builtins.int
+    """Its length as it was recorded."""
+    verdict: Global___FileVerdict.ValueType
+    """What was found."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        path: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        verdict: Global___FileVerdict.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "path", b"path", "size_bytes", b"size_bytes", "verdict", b"verdict", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatedFile: _TypeAlias = ValidatedFile  # noqa: Y015
+
+@_typing.final
+class ValidatedVersion(_message.Message):
+    """A version whose files were read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`models/{model}/versions/{version}`."""
+    verdict: Global___VersionVerdict.ValueType
+    """How it stands now."""
+    reason: _builtins.str
+    """Why it is in quarantine, or could not be repaired. Empty otherwise."""
+    download: _builtins.str
+    """The download that repaired it, or tried to, `downloads/{download}`. Empty if there was none."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        verdict: Global___VersionVerdict.ValueType = ...,
+        reason: _builtins.str = ...,
+        download: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["download", b"download", "name", b"name", "reason", b"reason", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatedVersion: _TypeAlias = ValidatedVersion  # noqa: Y015
+
+@_typing.final
+class ValidationSummary(_message.Message):
+    """What a validation found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_VERSIONS_FIELD_NUMBER: _builtins.int
+    NUM_QUARANTINED_FIELD_NUMBER: _builtins.int
+    NUM_RELEASED_FIELD_NUMBER: _builtins.int
+    NUM_REPAIRED_FIELD_NUMBER: _builtins.int
+    NUM_GOOD_FIELD_NUMBER: _builtins.int
+    NUM_DAMAGED_FIELD_NUMBER: _builtins.int
+    NUM_MISSING_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    num_versions: _builtins.int
+    """Versions that were read."""
+    num_quarantined: _builtins.int
+    """Those that are in quarantine now."""
+    num_released: _builtins.int
+    """Those that left quarantine because they are whole."""
+    num_repaired: _builtins.int
+    """Those that were repaired."""
+    num_good: _builtins.int
+    """Blobs that are whole."""
+    num_damaged: _builtins.int
+    """Blobs that were damaged."""
+    num_missing: _builtins.int
+    """Blobs that were missing."""
+    read_bytes: _builtins.int
+    """Bytes that were read."""
+    def __init__(
+        self,
+        *,
+        num_versions: _builtins.int = ...,
+        num_quarantined: _builtins.int = ...,
+        num_released: _builtins.int = ...,
+        num_repaired: _builtins.int = ...,
+        num_good: _builtins.int = ...,
+        num_damaged: _builtins.int = ...,
+        num_missing: _builtins.int = ...,
+        read_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_damaged", b"num_damaged", "num_good", b"num_good", "num_missing", b"num_missing", "num_quarantined", b"num_quarantined", "num_released", b"num_released", "num_repaired", b"num_repaired", "num_versions", b"num_versions", "read_bytes", b"read_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidationSummary: _TypeAlias = ValidationSummary  # noqa: Y015
+
+@_typing.final
+class GetStoreUsageRequest(_message.Message):
+    """Asks what the store holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_MODELS_FIELD_NUMBER: _builtins.int
+    num_models: _builtins.int
+    """How many of the largest models to list, 1 to 1000. 0 means 10."""
+    def __init__(
+        self,
+        *,
+        num_models: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_models", b"num_models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStoreUsageRequest: _TypeAlias = GetStoreUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetStoreUsageResponse(_message.Message):
+    """What the store holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCED_FIELD_NUMBER: _builtins.int
+    UNREFERENCED_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_STORE_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    MIN_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    used_bytes: _builtins.int
+    """Bytes of all of it, and of what downloads under way will still bring. What the quota counts."""
+    max_store_bytes: _builtins.int
+    """The most that the store may hold. Unset: no limit."""
+    free_bytes: _builtins.int
+    """Free bytes on its disk."""
+    disk_bytes: _builtins.int
+    """Size of its disk."""
+    min_free_bytes: _builtins.int
+    """Bytes that are to stay free on its disk."""
+    @_builtins.property
+    def referenced(self) -> Global___StoreShare:
+        """Blobs that versions refer to."""
+
+    @_builtins.property
+    def unreferenced(self) -> Global___StoreShare:
+        """Other blobs. Some may be held by leases or by downloads that are about to record them."""
+
+    @_builtins.property
+    def partial(self) -> Global___StoreShare:
+        """Parts of downloads and of what is being written."""
+
+    @_builtins.property
+    def views(self) -> Global___StoreShare:
+        """Folders of links to blobs."""
+
+    @_builtins.property
+    def quarantine(self) -> Global___StoreShare:
+        """Damaged blobs that were put aside."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelUsage]:
+        """The largest models, the largest first."""
+
+    def __init__(
+        self,
+        *,
+        referenced: Global___StoreShare | None = ...,
+        unreferenced: Global___StoreShare | None = ...,
+        partial: Global___StoreShare | None = ...,
+        views: Global___StoreShare | None = ...,
+        quarantine: Global___StoreShare | None = ...,
+        used_bytes: _builtins.int = ...,
+        max_store_bytes: _builtins.int | None = ...,
+        free_bytes: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        min_free_bytes: _builtins.int = ...,
+        models: _abc.Iterable[Global___ModelUsage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_store_bytes", b"_max_store_bytes", "max_store_bytes", b"max_store_bytes", "partial", b"partial", "quarantine", b"quarantine", "referenced", b"referenced", "unreferenced", b"unreferenced", "views", b"views"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_store_bytes", b"_max_store_bytes", "disk_bytes", b"disk_bytes", "free_bytes", b"free_bytes", "max_store_bytes", b"max_store_bytes", "min_free_bytes", b"min_free_bytes", "models", b"models", "partial", b"partial", "quarantine", b"quarantine", "referenced", b"referenced", "unreferenced", b"unreferenced", "used_bytes", b"used_bytes", "views", b"views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_store_bytes: _TypeAlias = _typing.Literal["max_store_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_store_bytes: _TypeAlias = _typing.Literal["_max_store_bytes", b"_max_store_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_store_bytes) -> _WhichOneofReturnType__max_store_bytes | None: ...
+
+Global___GetStoreUsageResponse: _TypeAlias = GetStoreUsageResponse  # noqa: Y015
+
+@_typing.final
+class StoreShare(_message.Message):
+    """One part of what the store holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many there are."""
+    size_bytes: _builtins.int
+    """Their bytes on disk."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreShare: _TypeAlias = StoreShare  # noqa: Y015
+
+@_typing.final
+class ModelUsage(_message.Message):
+    """What a model takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    NUM_VERSIONS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`models/{model}`."""
+    num_versions: _builtins.int
+    """Number of versions, adapters included."""
+    size_bytes: _builtins.int
+    """Bytes of all of its files and artifacts; what they share is counted once."""
+    shared_bytes: _builtins.int
+    """Those of them that other models share. They would stay if this model went."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        num_versions: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        shared_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "num_versions", b"num_versions", "shared_bytes", b"shared_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelUsage: _TypeAlias = ModelUsage  # noqa: Y015

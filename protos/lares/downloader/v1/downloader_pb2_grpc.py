@@ -109,6 +109,21 @@ class DownloaderServiceStub:
                 request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CollectGarbageRequest.SerializeToString,
                 response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CollectGarbageResponse.FromString,
                 _registered_method=True)
+        self.CleanUpVersions = channel.unary_unary(
+                '/lares.downloader.v1.DownloaderService/CleanUpVersions',
+                request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CleanUpVersionsRequest.SerializeToString,
+                response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CleanUpVersionsResponse.FromString,
+                _registered_method=True)
+        self.ValidateModels = channel.unary_stream(
+                '/lares.downloader.v1.DownloaderService/ValidateModels',
+                request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ValidateModelsRequest.SerializeToString,
+                response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ValidateModelsResponse.FromString,
+                _registered_method=True)
+        self.GetStoreUsage = channel.unary_unary(
+                '/lares.downloader.v1.DownloaderService/GetStoreUsage',
+                request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageRequest.SerializeToString,
+                response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageResponse.FromString,
+                _registered_method=True)
 
 
 class DownloaderServiceServicer:
@@ -121,7 +136,8 @@ class DownloaderServiceServicer:
 
     def CreateDownload(self, request, context):
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-        already on its way to the same model, that download is returned.
+        already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +216,7 @@ class DownloaderServiceServicer:
 
     def WriteBlob(self, request_iterator, context):
         """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights.
+        RESOURCE_EXHAUSTED if they do not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,6 +231,30 @@ class DownloaderServiceServicer:
 
     def CollectGarbage(self, request, context):
         """Deletes blobs that no version refers to, no lease holds and no download is about to record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CleanUpVersions(self, request, context):
+        """Deletes all but the newest versions of models, and collects what that leaves. Adapters and what is in use always stay.
+        NOT_FOUND if a model is not there; nothing is deleted then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ValidateModels(self, request, context):
+        """Reads every byte of versions again. What is damaged or missing puts its version into quarantine; a version in quarantine that
+        proves whole leaves it. The last message is a summary. To hang up ends it; what was found until then stands.
+        FAILED_PRECONDITION if another validation is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStoreUsage(self, request, context):
+        """Tells what the store holds, and what more would fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -291,6 +332,21 @@ def add_DownloaderServiceServicer_to_server(servicer, server):
                     servicer.CollectGarbage,
                     request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CollectGarbageRequest.FromString,
                     response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'CleanUpVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CleanUpVersions,
+                    request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CleanUpVersionsRequest.FromString,
+                    response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CleanUpVersionsResponse.SerializeToString,
+            ),
+            'ValidateModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.ValidateModels,
+                    request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ValidateModelsRequest.FromString,
+                    response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ValidateModelsResponse.SerializeToString,
+            ),
+            'GetStoreUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStoreUsage,
+                    request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageRequest.FromString,
+                    response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -676,6 +732,87 @@ class DownloaderService:
             '/lares.downloader.v1.DownloaderService/CollectGarbage',
             lares_dot_downloader_dot_v1_dot_downloader__pb2.CollectGarbageRequest.SerializeToString,
             lares_dot_downloader_dot_v1_dot_downloader__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CleanUpVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lares.downloader.v1.DownloaderService/CleanUpVersions',
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.CleanUpVersionsRequest.SerializeToString,
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.CleanUpVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lares.downloader.v1.DownloaderService/ValidateModels',
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.ValidateModelsRequest.SerializeToString,
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.ValidateModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStoreUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lares.downloader.v1.DownloaderService/GetStoreUsage',
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageRequest.SerializeToString,
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

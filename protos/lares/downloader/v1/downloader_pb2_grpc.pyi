@@ -40,7 +40,8 @@ class DownloaderServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DownloaderServiceAsyncStub: ...
     CreateDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-    already on its way to the same model, that download is returned.
+    already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+    STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
     """
     GetDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]
     """Returns one download."""
@@ -65,11 +66,24 @@ class DownloaderServiceStub:
     DeleteLease: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.DeleteLeaseRequest, _downloader_pb2.DeleteLeaseResponse]
     """Gives a lease back."""
     WriteBlob: _grpc.StreamUnaryMultiCallable[_downloader_pb2.WriteBlobRequest, _downloader_pb2.WriteBlobResponse]
-    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
+    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights.
+    RESOURCE_EXHAUSTED if they do not fit.
+    """
     ReadBlob: _grpc.UnaryStreamMultiCallable[_downloader_pb2.ReadBlobRequest, _downloader_pb2.ReadBlobResponse]
     """Streams a blob out of the store."""
     CollectGarbage: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]
     """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
+    CleanUpVersions: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CleanUpVersionsRequest, _downloader_pb2.CleanUpVersionsResponse]
+    """Deletes all but the newest versions of models, and collects what that leaves. Adapters and what is in use always stay.
+    NOT_FOUND if a model is not there; nothing is deleted then.
+    """
+    ValidateModels: _grpc.UnaryStreamMultiCallable[_downloader_pb2.ValidateModelsRequest, _downloader_pb2.ValidateModelsResponse]
+    """Reads every byte of versions again. What is damaged or missing puts its version into quarantine; a version in quarantine that
+    proves whole leaves it. The last message is a summary. To hang up ends it; what was found until then stands.
+    FAILED_PRECONDITION if another validation is under way.
+    """
+    GetStoreUsage: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.GetStoreUsageRequest, _downloader_pb2.GetStoreUsageResponse]
+    """Tells what the store holds, and what more would fit."""
 
 @_typing.type_check_only
 class DownloaderServiceAsyncStub(DownloaderServiceStub):
@@ -83,7 +97,8 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]  # type: ignore[assignment]
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-    already on its way to the same model, that download is returned.
+    already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+    STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
     """
     GetDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]  # type: ignore[assignment]
     """Returns one download."""
@@ -108,11 +123,24 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     DeleteLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.DeleteLeaseRequest, _downloader_pb2.DeleteLeaseResponse]  # type: ignore[assignment]
     """Gives a lease back."""
     WriteBlob: _aio.StreamUnaryMultiCallable[_downloader_pb2.WriteBlobRequest, _downloader_pb2.WriteBlobResponse]  # type: ignore[assignment]
-    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
+    """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights.
+    RESOURCE_EXHAUSTED if they do not fit.
+    """
     ReadBlob: _aio.UnaryStreamMultiCallable[_downloader_pb2.ReadBlobRequest, _downloader_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """Streams a blob out of the store."""
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CollectGarbageRequest, _downloader_pb2.CollectGarbageResponse]  # type: ignore[assignment]
     """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
+    CleanUpVersions: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CleanUpVersionsRequest, _downloader_pb2.CleanUpVersionsResponse]  # type: ignore[assignment]
+    """Deletes all but the newest versions of models, and collects what that leaves. Adapters and what is in use always stay.
+    NOT_FOUND if a model is not there; nothing is deleted then.
+    """
+    ValidateModels: _aio.UnaryStreamMultiCallable[_downloader_pb2.ValidateModelsRequest, _downloader_pb2.ValidateModelsResponse]  # type: ignore[assignment]
+    """Reads every byte of versions again. What is damaged or missing puts its version into quarantine; a version in quarantine that
+    proves whole leaves it. The last message is a summary. To hang up ends it; what was found until then stands.
+    FAILED_PRECONDITION if another validation is under way.
+    """
+    GetStoreUsage: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetStoreUsageRequest, _downloader_pb2.GetStoreUsageResponse]  # type: ignore[assignment]
+    """Tells what the store holds, and what more would fit."""
 
 class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
     """DownloaderService owns downloads and the content-addressed store. A model is recorded in the Registry only when every byte of it was
@@ -129,7 +157,8 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.CreateDownloadResponse, _abc.Awaitable[_downloader_pb2.CreateDownloadResponse]]:
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-        already on its way to the same model, that download is returned.
+        already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
         """
 
     @_abc_1.abstractmethod
@@ -220,7 +249,9 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_downloader_pb2.WriteBlobRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.WriteBlobResponse, _abc.Awaitable[_downloader_pb2.WriteBlobResponse]]:
-        """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights."""
+        """Puts bytes into the store: a header, then chunks. Used for what is made here: adapters, converted weights.
+        RESOURCE_EXHAUSTED if they do not fit.
+        """
 
     @_abc_1.abstractmethod
     def ReadBlob(
@@ -237,5 +268,34 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.CollectGarbageResponse, _abc.Awaitable[_downloader_pb2.CollectGarbageResponse]]:
         """Deletes blobs that no version refers to, no lease holds and no download is about to record."""
+
+    @_abc_1.abstractmethod
+    def CleanUpVersions(
+        self,
+        request: _downloader_pb2.CleanUpVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.CleanUpVersionsResponse, _abc.Awaitable[_downloader_pb2.CleanUpVersionsResponse]]:
+        """Deletes all but the newest versions of models, and collects what that leaves. Adapters and what is in use always stay.
+        NOT_FOUND if a model is not there; nothing is deleted then.
+        """
+
+    @_abc_1.abstractmethod
+    def ValidateModels(
+        self,
+        request: _downloader_pb2.ValidateModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_downloader_pb2.ValidateModelsResponse], _abc.AsyncIterator[_downloader_pb2.ValidateModelsResponse]]:
+        """Reads every byte of versions again. What is damaged or missing puts its version into quarantine; a version in quarantine that
+        proves whole leaves it. The last message is a summary. To hang up ends it; what was found until then stands.
+        FAILED_PRECONDITION if another validation is under way.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStoreUsage(
+        self,
+        request: _downloader_pb2.GetStoreUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.GetStoreUsageResponse, _abc.Awaitable[_downloader_pb2.GetStoreUsageResponse]]:
+        """Tells what the store holds, and what more would fit."""
 
 def add_DownloaderServiceServicer_to_server(servicer: DownloaderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

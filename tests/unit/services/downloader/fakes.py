@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from services.downloader.core.models import (
@@ -14,9 +15,16 @@ from services.downloader.core.models import (
     StoredFile,
     VersionRecord,
 )
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
-from services.kit.errors import LaresError, Unavailable, VersionNotFound
-from services.kit.names import parse_version_name, version_name
+from services.downloader.core.ports import (
+    ListedVersion,
+    LocalFile,
+    OnBytes,
+    PullRequest,
+    RemoteFile,
+    Resolved,
+)
+from services.kit.errors import LaresError, ModelNotAvailable, Unavailable, VersionNotFound
+from services.kit.names import model_name, parse_version_name, version_name
 
 
 class MemoryRegistry:
@@ -26,6 +34,10 @@ class MemoryRegistry:
         self.models: dict[str, ModelRecord] = {}
         self.versions: dict[str, VersionRecord] = {}
         self.num_failures = 0
+        self.quarantined: dict[str, str] = {}
+        self.current: dict[str, str] = {}
+        self.labels: dict[str, dict[str, str]] = {}
+        self.bases: dict[str, str] = {}
 
     async def find_model(self, model_id: str) -> KnownModel | None:
         self._fail()
@@ -34,22 +46,63 @@ class MemoryRegistry:
 
     async def find_version(self, model_id: str, version_id: str) -> VersionRecord | None:
         self._fail()
-        return self.versions.get(version_name(model_id, version_id))
+        name = version_name(model_id, version_id)
+        return None if name in self.quarantined else self.versions.get(name)
 
     async def record(self, model: ModelRecord, version: VersionRecord, *, request_id: str) -> None:
         self._fail()
         self.models.setdefault(model.model_id, model)
-        self.versions[version_name(version.model_id, version.version_id)] = version
+        name = version_name(version.model_id, version.version_id)
+        self.versions[name] = version
+        if self.quarantined.pop(name, None) is None:
+            self.current[model_name(version.model_id)] = name
 
     async def lease_files(self, version: str, artifact_id: str) -> tuple[StoredFile, ...]:
         if version not in self.versions:
             raise VersionNotFound.named(*parse_version_name(version))
+        if version in self.quarantined:
+            raise ModelNotAvailable(f"{version} is quarantined")
         return self.versions[version].files
 
     async def referenced(self) -> AsyncIterator[str]:
         for version in list(self.versions.values()):
             for file in version.files:
                 yield file.digest
+
+    async def list_versions(self) -> AsyncIterator[ListedVersion]:
+        for name, version in list(self.versions.items()):
+            yield ListedVersion(
+                name=name,
+                source=version.source,
+                is_adapter=name in self.bases,
+                base=self.bases.get(name, ""),
+                files=version.files,
+                artifacts={},
+                is_quarantined=name in self.quarantined,
+                state_reason=self.quarantined.get(name, ""),
+                labels=self.labels.get(name, {}),
+                create_time=datetime(2026, 11, 21, tzinfo=UTC),
+                etag="1",
+            )
+
+    async def current_versions(self) -> Mapping[str, str]:
+        return dict(self.current)
+
+    async def quarantine(self, version: str, reason: str) -> None:
+        self._check(version)
+        self.quarantined[version] = reason
+
+    async def release(self, version: str, etag: str) -> None:
+        self._check(version)
+        self.quarantined.pop(version, None)
+
+    async def delete_version(self, version: str, etag: str) -> None:
+        self._check(version)
+        del self.versions[version]
+
+    def _check(self, version: str) -> None:
+        if version not in self.versions:
+            raise VersionNotFound.named(*parse_version_name(version))
 
     def _fail(self) -> None:
         if self.num_failures:
@@ -69,12 +122,15 @@ class SlowSource:
         if go:
             self.go.set()
         self.sha256: str | None = None
+        self.tells_size = True
         self.num_fetched = 0
 
     async def resolve(self, request: PullRequest) -> Resolved:
         ref = request.refs[0]
         revision = ref.revision or "1"
-        file = RemoteFile("m.gguf", "http://x/m.gguf", len(self.content), self.sha256)
+        file = RemoteFile(
+            "m.gguf", "http://x/m.gguf", len(self.content) if self.tells_size else None, self.sha256
+        )
         return Resolved(f"pypi:{ref.name}=={revision}", revision, revision, (file,))
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:

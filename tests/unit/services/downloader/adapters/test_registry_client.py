@@ -20,7 +20,15 @@ from services.downloader.core.models import (
     VersionRecord,
 )
 from services.kit.address import Address
-from services.kit.errors import InvalidArgument, ModelNotAvailable, NotFound, Unavailable, VersionExists
+from services.kit.errors import (
+    EtagMismatch,
+    InvalidArgument,
+    ModelNotAvailable,
+    NotFound,
+    Unavailable,
+    VersionExists,
+    VersionNotFound,
+)
 from services.kit.host import Host
 from services.kit.server import GrpcServer
 from services.kit.settings import Settings
@@ -112,3 +120,49 @@ async def test_a_registry_that_is_not_there_is_unavailable(tmp_path: Path) -> No
     with pytest.raises(Unavailable):
         await RegistryClient(host.channel("registry")).find_model("m")
     await host.close()
+
+
+async def test_versions_are_listed_quarantined_released_and_deleted(client: RegistryClient) -> None:
+    await client.record(MODEL, VERSION, request_id="r1")
+    await client.record(MODEL, replace(VERSION, version_id="2", revision="2"), request_id="r2")
+    first, second = [version async for version in client.list_versions()]
+    assert (first.name, first.source, first.files) == ("models/m/versions/1", "pypi:m==1", (FILE,))
+    assert (first.is_adapter, first.base, first.is_quarantined, first.size_bytes) == (False, "", False, 7)
+    assert first.create_time <= second.create_time
+    assert await client.current_versions() == {"models/m": second.name}
+    await client.quarantine(first.name, "m.gguf is damaged")
+    with pytest.raises(EtagMismatch):
+        await client.release(first.name, first.etag)
+    first, _ = [version async for version in client.list_versions()]
+    assert (first.is_quarantined, first.state_reason) == (True, "m.gguf is damaged")
+    await client.release(first.name, first.etag)
+    assert await client.find_version("m", "1") is not None
+    with pytest.raises(EtagMismatch):
+        await client.delete_version(first.name, first.etag)
+    await client.delete_version(first.name, "")
+    assert await client.current_versions() == {"models/m": second.name}
+    for work in (client.delete_version(first.name, ""), client.quarantine(first.name, "x")):
+        with pytest.raises(VersionNotFound):
+            await work
+
+
+async def test_a_version_that_is_mended_does_not_become_the_one_that_answers(client: RegistryClient) -> None:
+    await client.record(MODEL, VERSION, request_id="r1")
+    await client.record(MODEL, replace(VERSION, version_id="2", revision="2"), request_id="r2")
+    await client.quarantine("models/m/versions/1", "m.gguf is damaged")
+    await client.record(MODEL, VERSION, request_id="r3")
+    assert await client.find_version("m", "1") is not None
+    assert await client.current_versions() == {"models/m": "models/m/versions/2"}
+
+
+async def test_files_of_artifacts_are_listed_under_the_name_of_their_artifact(
+    client: RegistryClient, stub: "rpc.RegistryServiceAsyncStub"
+) -> None:
+    await client.record(MODEL, VERSION, request_id="r1")
+    file = pb.File(path="model.bin", size_bytes=3, digest="sha256:" + "c" * 64)
+    artifact = pb.Artifact(artifact_id="int8", format=pb.FORMAT_SAFETENSORS, files=[file])
+    await stub.CreateArtifact(pb.CreateArtifactRequest(parent="models/m/versions/1", artifact=artifact))
+    (version,) = [version async for version in client.list_versions()]
+    assert [each.path for each in version.all_files] == ["m.gguf", "int8/model.bin"]
+    assert version.size_bytes == 10
+    assert {digest async for digest in client.referenced()} == {FILE.digest, file.digest}

@@ -1,22 +1,15 @@
 """Leases and garbage collection: no blob that somebody refers to, holds or is about to record is ever lost."""
 
-import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Coroutine
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.downloader.core.blobs import KEEP_FRESH, Blobs
+from services.downloader.core.blobs import KEEP_FRESH
 from services.downloader.core.download import Download, DownloadState, Failure
-from services.downloader.core.garbage import Collected, GarbageCollector
-from services.downloader.core.leases import Leases, lease_name
-from services.downloader.core.models import Facts, Format, ModelKind, ModelRecord, StoredFile, VersionRecord
+from services.downloader.core.garbage import KEEP_QUARANTINED, MAX_ITEMS, Collected, Garbage, Reason
+from services.downloader.core.leases import lease_name
 from services.kit.errors import (
     CorruptBlob,
     DigestMismatch,
@@ -24,40 +17,8 @@ from services.kit.errors import (
     LeaseNotFound,
     VersionNotFound,
 )
-from services.kit.names import version_name
 from tests.contract.memory_blob_store import MemoryBlobStore
-from tests.contract.memory_download_store import MemoryDownloadStore
-from tests.unit.services.downloader.fakes import MemoryRegistry
-
-FACTS = Facts(ModelKind.TEXT_GENERATION, Format.GGUF)
-
-
-class House:
-    """A store with its leases and its garbage collector, and a clock that a test moves."""
-
-    def __init__(self, folder: Path) -> None:
-        self.time = datetime(2026, 11, 21, tzinfo=UTC)
-        self.store = MemoryBlobStore(folder)
-        self.records = MemoryDownloadStore()
-        self.registry = MemoryRegistry()
-        self.blobs = Blobs(self.store, self.records, now=lambda: self.time)
-        self.leases = Leases(self.blobs, self.registry)
-        self.garbage = GarbageCollector(self.blobs, self.registry)
-
-    async def write(self, content: bytes) -> StoredFile:
-        written = await self.blobs.write(chunks(content), size_bytes=len(content), digest="")
-        return StoredFile("model.gguf", written.blob.size_bytes, written.blob.digest)
-
-    async def record(self, model_id: str, file: StoredFile) -> str:
-        model = ModelRecord(model_id, "file", "", FACTS)
-        version = VersionRecord(model_id, "1", "", "", FACTS, (file,))
-        await self.registry.record(model, version, request_id="")
-        return version_name(model_id, "1")
-
-
-async def chunks(*contents: bytes) -> AsyncIterator[bytes]:
-    for content in contents:
-        yield content
+from tests.unit.services.downloader.house import House, chunks
 
 
 @pytest.fixture
@@ -71,9 +32,10 @@ async def test_what_nobody_refers_to_goes_once_its_hour_is_over(house: House) ->
     lost = await house.write(b"lost!")
     assert await house.garbage.collect() == Collected()
     house.time += KEEP_FRESH
-    assert await house.garbage.collect(dry_run=True) == Collected(1, 5)
+    item = Garbage(lost.digest, Reason.UNREFERENCED, 5, KEEP_FRESH)
+    assert await house.garbage.collect(dry_run=True) == Collected(1, 5, items=(item,))
     assert await house.store.size(lost.digest) == 5
-    assert await house.garbage.collect() == Collected(1, 5)
+    assert await house.garbage.collect() == Collected(1, 5, items=(item,))
     assert await house.store.size(lost.digest) is None
     assert await house.store.size(kept.digest) == 4
 
@@ -98,7 +60,10 @@ async def test_a_lease_that_is_given_back_holds_nothing(house: House) -> None:
     version = await house.record("m", await house.write(b"weights"))
     lease, _ = await house.leases.create(version)
     await house.leases.delete(lease_name(lease.id))
-    await house.garbage.collect()
+    told = await house.garbage.collect(dry_run=True)
+    assert [(item.name, item.reason) for item in told.items] == [(lease.manifest, Reason.UNUSED_VIEW)]
+    assert await house.store.views() == [lease.manifest]
+    assert await house.garbage.collect() == told
     assert await house.store.views() == []
     with pytest.raises(LeaseNotFound):
         await house.leases.delete(lease_name(lease.id))
@@ -107,6 +72,7 @@ async def test_a_lease_that_is_given_back_holds_nothing(house: House) -> None:
 async def test_a_lease_on_a_damaged_version_names_the_file_and_leaves_nothing(house: House) -> None:
     file = await house.write(b"weights")
     version = await house.record("m", file)
+    assert isinstance(house.store, MemoryBlobStore)
     house.store.damaged.add(file.digest)
     with pytest.raises(CorruptBlob, match=r"model\.gguf of models/m/versions/1") as caught:
         await house.leases.create(version)
@@ -165,8 +131,34 @@ async def test_leftovers_go_and_what_can_be_resumed_stays(house: House) -> None:
             download = download.failed(Failure("X", "y"), ended)
         await house.records.save_download(download)
     (house.store.ingest("unknown") / "blob").write_bytes(b"12345")
-    assert (await house.garbage.collect()).freed_bytes == 15
+    told = await house.garbage.collect(dry_run=True)
+    assert [(item.name, item.reason, item.size_bytes) for item in told.items] == [
+        ("downloads/done", Reason.EXPIRED_PARTIAL, 5),
+        ("downloads/long-failed", Reason.EXPIRED_PARTIAL, 5),
+        ("unknown", Reason.ORPHANED_INGEST, 5),
+    ]
+    assert len(await house.store.ingests()) == 6
+    assert await house.garbage.collect() == told
+    assert (told.num_partials, told.freed_bytes) == (3, 15)
     assert await house.store.ingests() == ["failed", "paused", "running"]
+
+
+async def test_what_was_put_aside_goes_after_a_week(house: House) -> None:
+    file = await house.write(b"weights")
+    await house.store.quarantine(file.digest)
+    house.time += KEEP_QUARANTINED - timedelta(seconds=1)
+    assert await house.garbage.collect() == Collected()
+    house.time += timedelta(seconds=1)
+    collected = await house.garbage.collect()
+    assert (collected.num_quarantined, collected.freed_bytes) == (1, 7)
+    assert await house.store.quarantined() == []
+
+
+async def test_a_thousand_are_named_and_all_are_counted(house: House) -> None:
+    for number in range(MAX_ITEMS + 1):
+        house.store.ingest(f"left-{number}")
+    collected = await house.garbage.collect()
+    assert (collected.num_partials, len(collected.items)) == (MAX_ITEMS + 1, MAX_ITEMS)
 
 
 async def test_a_registry_that_does_not_answer_costs_no_blob(house: House) -> None:
@@ -181,72 +173,3 @@ async def test_a_registry_that_does_not_answer_costs_no_blob(house: House) -> No
     with pytest.raises(TimeoutError):
         await house.garbage.collect()
     assert len(await house.store.blobs()) == 1
-
-
-class Interleavings(RuleBasedStateMachine):
-    """Pull, lease, delete, collect and the passing of time, in any order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.house = House(Path(self.folder.name))
-        self.fresh: list[StoredFile] = []
-        self.held: dict[str, tuple[StoredFile, datetime]] = {}
-
-    def teardown(self) -> None:
-        self.folder.cleanup()
-
-    @rule(content=st.sampled_from([b"a", b"bb", b"ccc"]))
-    def write(self, content: bytes) -> None:
-        self.fresh.append(run(self.house.write(content)))
-
-    @rule(model_id=st.sampled_from(["m", "n"]))
-    def record(self, model_id: str) -> None:
-        if self.fresh:
-            run(self.house.record(model_id, self.fresh.pop()))
-
-    @rule(model_id=st.sampled_from(["m", "n"]), minutes=st.integers(1, 60))
-    def lease(self, model_id: str, minutes: int) -> None:
-        name = version_name(model_id, "1")
-        if name in self.house.registry.versions:
-            lease, _ = run(self.house.leases.create(name, ttl=timedelta(minutes=minutes)))
-            file = self.house.registry.versions[name].files[0]
-            self.held[lease.id] = (file, lease.expire_time)
-
-    @rule(model_id=st.sampled_from(["m", "n"]))
-    def delete(self, model_id: str) -> None:
-        self.house.registry.versions.pop(version_name(model_id, "1"), None)
-
-    @rule(minutes=st.integers(1, 50))
-    def wait(self, minutes: int) -> None:
-        self.house.time += timedelta(minutes=minutes)
-        # Whoever writes a blob records it within the hour, or writes it again.
-        self.fresh.clear()
-
-    @rule()
-    def collect(self) -> None:
-        run(self.house.garbage.collect())
-
-    @rule(content=st.sampled_from([b"a", b"bb", b"ccc"]))
-    def collect_while_it_is_written_again(self, content: bytes) -> None:
-        async def both() -> StoredFile:
-            _, file = await asyncio.gather(self.house.garbage.collect(), self.house.write(content))
-            return file
-
-        self.fresh.append(run(both()))
-
-    @invariant()
-    def nothing_needed_is_lost(self) -> None:
-        needed = [file for version in self.house.registry.versions.values() for file in version.files]
-        needed += [file for file, until in self.held.values() if until > self.house.time]
-        needed += self.fresh
-        for file in needed:
-            assert run(self.house.store.size(file.digest)) == file.size_bytes
-
-
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(coroutine)
-
-
-TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

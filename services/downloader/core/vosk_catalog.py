@@ -86,6 +86,7 @@ def _model(entry: Any) -> VoskModel | None:
         case {"name": str(name), "lang": str(language), "url": str(url), "md5": str(md5), "size": int(size)}:
             is_sound = (
                 _NAME.fullmatch(name)
+                and ".." not in name
                 and not path_fault(name)
                 and _NAME.fullmatch(language)
                 and _MD5.fullmatch(md5)

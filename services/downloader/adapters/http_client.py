@@ -10,27 +10,63 @@ import datetime
 import email.utils
 import random
 import ssl
+import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final, NoReturn
+from dataclasses import dataclass, field
+from typing import Final, NoReturn, TypeVar
 
-import httpx2
-
+from services.downloader.adapters.http_connection import Abort, Answer, Connections, TryAgain
 from services.downloader.core.urls import follow, origin_of, parse_url, shown_url
-from services.kit.errors import LaresError, PermissionDenied, SourceNotFound, SourceUnavailable
+from services.kit.errors import PermissionDenied, SourceNotFound, SourceUnavailable
+
+T = TypeVar("T")
 
 MAX_REDIRECTS: Final = 5
 MAX_DOCUMENT_BYTES: Final = 4 * 1024 * 1024
+
+_MIN_TAKE_BYTES: Final = 4096
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 # https://www.rfc-editor.org/rfc/rfc9110#section-15: what may pass if it is asked again.
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+class Throttle:
+    """Holds all threads that take bytes through it to one rate. bytes_per_second: 0 for none."""
+
+    def __init__(self, bytes_per_second: int = 0, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._rate = bytes_per_second
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._free_at_s = 0.0
+
+    @property
+    def max_bytes(self) -> int:
+        """At most so many are to be taken at once: a quarter of a second's worth."""
+        return max(_MIN_TAKE_BYTES, self._rate // 4) if self._rate else sys.maxsize
+
+    def take(self, num_bytes: int) -> None:
+        """Wait until so many may pass."""
+        if not self._rate:
+            return
+        with self._lock:
+            now_s = time.monotonic()
+            wait_s = max(0.0, self._free_at_s - now_s)
+            self._free_at_s = max(self._free_at_s, now_s) + num_bytes / self._rate
+        if wait_s:
+            self._sleep(wait_s)
+
+
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """When to lose patience. stall_timeout_s: with no byte at all; min_bytes_per_second: over speed_window_s."""
+    """When to lose patience, and how much to take. stall_timeout_s: with no byte at all; min_bytes_per_second: over
+    speed_window_s; max_connections: for one file; grow_interval_s: how long one more is tried before the next;
+    throttle: for all that share it.
+    """
 
     stall_timeout_s: float = 30.0
     min_bytes_per_second: int = 1024
@@ -39,6 +75,9 @@ class HttpLimits:
     first_backoff_s: float = 0.5
     max_backoff_s: float = 30.0
     max_retry_after_s: float = 300.0
+    max_connections: int = 8
+    grow_interval_s: float = 1.0
+    throttle: Throttle = field(default_factory=Throttle)
 
     def backoff_s(self, num_failures: int, retry_after_s: float | None) -> float:
         """How long to wait after that many failures in a row. What the server asks for is kept to, within reason."""
@@ -46,15 +85,6 @@ class HttpLimits:
             return min(retry_after_s, self.max_retry_after_s)
         backoff_s = min(self.max_backoff_s, self.first_backoff_s * 2.0 ** (num_failures - 1))
         return backoff_s * random.uniform(0.5, 1.0)
-
-
-class TryAgain(Exception):
-    """A failure that may pass. error: what to raise if it does not."""
-
-    def __init__(self, error: LaresError, retry_after_s: float | None = None) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +97,41 @@ class Document:
 
 
 class HttpClient:
-    """A pool of connections. credentials: origin -> value of its Authorization header."""
+    """Requests on threads of its own. credentials: origin -> value of its Authorization header. tls: whom to trust."""
 
     def __init__(
         self,
         *,
         limits: HttpLimits | None = None,
         credentials: Mapping[str, str] | None = None,
-        verify: ssl.SSLContext | bool = True,
+        tls: ssl.SSLContext | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.limits = limits or HttpLimits()
         self.sleep = sleep
         self._credentials = dict(credentials or {})
-        timeout = httpx2.Timeout(self.limits.stall_timeout_s)
-        self._client = httpx2.AsyncClient(verify=verify, timeout=timeout, follow_redirects=False)
+        self._connections = Connections(self.limits.stall_timeout_s, tls or ssl.create_default_context())
+        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="transfer")
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._client.aclose()
+        self._connections.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, work: Callable[[], T], abort: Abort | None = None) -> T:
+        """Do something that blocks on one of the threads. Whoever cancels this waits for its end.
+
+        abort: set when this is cancelled, to hasten that end.
+        """
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if abort is not None:
+                abort.set()
+            await asyncio.wait([running])
+            running.exception()  # Of no interest to anybody any more.
+            raise
 
     async def get_document(self, url: str, *, accept: str = "*/*") -> Document:
         """Read a small document. Raises SourceNotFound, SourceUnavailable, PermissionDenied."""
@@ -105,41 +151,61 @@ class HttpClient:
             await self.sleep(self.limits.backoff_s(num_failures, failure.retry_after_s))
 
     @asynccontextmanager
-    async def get(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:
-        """One answer of status 200, 206 or 416, its body not yet read. Raises TryAgain for what may pass."""
+    async def get(self, url: str, headers: Mapping[str, str], abort: Abort) -> AsyncIterator[Answer]:
+        """One answer of status 200, 206 or 416, its body not yet read. Raises TryAgain for what may pass.
+
+        abort: set when its headers do not come in time.
+        """
         for _ in range(MAX_REDIRECTS + 1):
-            with translated_http_errors(url):
-                async with asyncio.timeout(self.limits.stall_timeout_s):
-                    response = await self._client.send(self._request(url, headers), stream=True)
+            answer = await self._ask(url, headers, abort)
             try:
-                if response.status_code not in _REDIRECTS:
-                    _check_answer(url, response)
-                    yield response
+                if answer.status not in _REDIRECTS:
+                    _check_answer(url, answer)
+                    yield answer
                     return
-                url = follow(url, response.headers.get("location", ""))
+                url = follow(url, answer.headers.get("location", ""))
             finally:
-                await response.aclose()
+                answer.close()
         raise SourceUnavailable(f"{shown_url(url)} redirects more than {MAX_REDIRECTS} times")
 
-    def _request(self, url: str, headers: Mapping[str, str]) -> httpx2.Request:
+    async def _ask(self, url: str, headers: Mapping[str, str], abort: Abort) -> Answer:
         address = parse_url(url)
         credentials = self._credentials.get(address.origin)
         sent = {"Accept-Encoding": "identity", "User-Agent": "lares", **headers}
         if credentials is not None:
             sent["Authorization"] = credentials
-        return self._client.build_request("GET", address.url, headers=sent)
+        asking = asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: self._connections.get(address.url, sent, abort)
+        )
+        try:
+            # Also against headers that trickle: each read of them would be in time.
+            async with asyncio.timeout(self.limits.stall_timeout_s):
+                return await asyncio.shield(asking)
+        except TimeoutError:
+            abort.set()
+            asking.add_done_callback(_close_late)
+            raise TryAgain(SourceUnavailable(f"{shown_url(url)} stopped sending")) from None
+        except asyncio.CancelledError:
+            abort.set()
+            asking.add_done_callback(_close_late)
+            raise
 
     async def _read_document(self, url: str, accept: str) -> Document:
-        async with self.get(url, {"Accept": accept}) as response:
-            body = bytearray()
-            with translated_http_errors(url):
-                async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) > MAX_DOCUMENT_BYTES:
-                        raise SourceUnavailable(
-                            f"{shown_url(url)} is longer than {MAX_DOCUMENT_BYTES} bytes: too much for metadata"
-                        )
-            return Document(str(response.url), response.headers.get("content-type", ""), bytes(body))
+        abort = Abort()
+
+        def read(answer: Answer) -> bytes:
+            body, buffer = bytearray(), memoryview(bytearray(64 * 1024))
+            while num_bytes := answer.read_into(buffer):
+                body += buffer[:num_bytes]
+                if len(body) > MAX_DOCUMENT_BYTES:
+                    raise SourceUnavailable(
+                        f"{shown_url(url)} is longer than {MAX_DOCUMENT_BYTES} bytes: too much for metadata"
+                    )
+            return bytes(body)
+
+        async with self.get(url, {"Accept": accept}, abort) as answer:
+            body = await self.run(lambda: read(answer), abort)
+            return Document(answer.url, answer.headers.get("content-type", ""), body)
 
     async def challenge(self, url: str) -> str:
         """What a 401 for this URL asks for (WWW-Authenticate), or empty. Raises SourceUnavailable."""
@@ -157,37 +223,22 @@ class HttpClient:
         self._credentials[origin] = authorization
 
 
-class translated_http_errors:
-    """Context manager: a connection that fails is a TryAgain. Not a generator, so that it costs nothing per chunk."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, TimeoutError | httpx2.TimeoutException):
-            raise TryAgain(SourceUnavailable(f"{shown_url(self._url)} stopped sending")) from exc
-        if isinstance(exc, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
-            raise SourceUnavailable(f"{shown_url(self._url)} is no address that can be fetched") from exc
-        if isinstance(exc, httpx2.TransportError | httpx2.StreamError):
-            # The exception's own text may hold the URL with its query: only its kind is told.
-            raise TryAgain(
-                SourceUnavailable(f"{shown_url(self._url)} cannot be reached ({type(exc).__name__})")
-            ) from exc
+def _close_late(asking: "asyncio.Future[Answer]") -> None:
+    """An answer that came when nobody waited for it any more."""
+    if not asking.cancelled() and asking.exception() is None:
+        asking.result().close()
 
 
-def _check_answer(url: str, response: httpx2.Response) -> None:
-    if response.status_code not in (200, 206, 416):
-        _refuse(url, response)
-    encoding = response.headers.get("content-encoding", "identity")
+def _check_answer(url: str, answer: Answer) -> None:
+    if answer.status not in (200, 206, 416):
+        _refuse(url, answer)
+    encoding = answer.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
         raise SourceUnavailable(f"{shown_url(url)} answers compressed, which was not asked for")
 
 
-def _refuse(url: str, response: httpx2.Response) -> NoReturn:
-    status, shown = response.status_code, shown_url(url)
+def _refuse(url: str, answer: Answer) -> NoReturn:
+    status, shown = answer.status, shown_url(url)
     if status in (404, 410):
         raise SourceNotFound(f"nothing lies at {shown} (HTTP {status})", metadata={"source": shown})
     if status in (401, 403):
@@ -196,7 +247,7 @@ def _refuse(url: str, response: httpx2.Response) -> NoReturn:
         )
     error = SourceUnavailable(f"{shown} answers HTTP {status}")
     if status in _TRANSIENT:
-        raise TryAgain(error, _retry_after_s(response.headers.get("retry-after", "")))
+        raise TryAgain(error, _retry_after_s(answer.headers.get("retry-after", "")))
     raise error
 
 

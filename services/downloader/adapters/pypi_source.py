@@ -102,8 +102,8 @@ class PypiSource:
                     if address.authorization is not None
                 }
                 # What pip trusts is trusted here too: companies give their index a certificate of their own.
-                verify = ssl.create_default_context(cafile=config.cert) if config.cert else True
-                client = HttpClient(limits=self._limits, credentials=credentials, verify=verify)
+                tls = ssl.create_default_context(cafile=config.cert) if config.cert else None
+                client = HttpClient(limits=self._limits, credentials=credentials, tls=tls)
                 self._opened = (client, [index.url for index in indexes], [page.url for page in pages])
             return self._opened
 

@@ -27,15 +27,17 @@ async def test_a_full_disk_is_told_as_such() -> None:
 
 async def test_a_partial_file_keeps_what_fitted(tmp_path: Path) -> None:
     partial = PartialFile(tmp_path / "f", "identity")
-    partial.open()
-    partial.begin('"1"')
-    partial.append(b"12345")
+    partial.open(10**17)
+    partial.begin('"1"', 10**17)
+    taken = partial.take()
+    assert taken is not None
+    partial.write(taken, memoryview(b"12345"))
     with pytest.raises(DiskFull, match="more bytes are needed"):
-        partial.check_room(10**17)
+        partial.check_room()
     partial.close()
     again = PartialFile(tmp_path / "f", "identity")
-    again.open()
-    assert (again.num_bytes, again.validator) == (5, '"1"')
+    again.open(None)
+    assert (again.parts.num_bytes, again.validator) == (5, '"1"')
     again.close()
 
 
@@ -43,8 +45,8 @@ async def test_a_partial_file_of_something_else_is_begun_anew(tmp_path: Path) ->
     (tmp_path / "f").write_bytes(b"12345")
     (tmp_path / "f.json").write_text("junk")
     partial = PartialFile(tmp_path / "f", "identity")
-    partial.open()
-    assert partial.num_bytes == 0
+    partial.open(None)
+    assert partial.parts.num_bytes == 0
     partial.close()
 
 

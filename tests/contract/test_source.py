@@ -130,5 +130,6 @@ async def test_a_fetch_that_was_cancelled_goes_on_where_it_was(remote: Rig, tmp_
     await remote.source.fetch(
         file, tmp_path / "0.part", lambda num_bytes, size_bytes: after.append(num_bytes)
     )
-    assert min(after) >= max(before)
-    assert (tmp_path / "0.part").stat().st_size == max(after) > 3_000_000
+    # Whatever still lay in a buffer has come too, perhaps all of it: then nothing is fetched, nor told.
+    assert min(after, default=max(before)) >= max(before)
+    assert (tmp_path / "0.part").stat().st_size > 3_000_000

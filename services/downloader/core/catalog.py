@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from services.downloader.core.ids import as_id
 from services.downloader.core.models import Capability, ModelKind
@@ -114,6 +115,8 @@ def _entry(model_id: str, table: dict[str, Any]) -> CatalogEntry:
 def _model_id_of(ref: ModelRef) -> str:
     """An id made from a reference: of a path or a repository its last part."""
     last = ref.name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    if ref.provider in ("https", "http"):
+        last = unquote(last)
     for suffix in (".gguf", ".safetensors", ".zip"):
         last = last.removesuffix(suffix)
     made = as_id(last if ref.tag is None else f"{last}-{ref.tag}")

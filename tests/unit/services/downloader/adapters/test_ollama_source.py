@@ -28,7 +28,7 @@ from tests.docker_registry import (
     manifest_of,
     ollama_layer,
 )
-from tests.unit.services.downloader.http_server import Request, Server, head, ranged, serving
+from tests.unit.services.downloader.http_server import Request, Server, head, ranged, serving, whole
 from tests.unit.services.downloader.wheels import gguf_bytes
 
 LIMITS = HttpLimits(max_attempts=2, first_backoff_s=0.001, stall_timeout_s=5)
@@ -133,6 +133,7 @@ class OwnRegistry:
         self.realm: str | None = None
         self.token_answer: bytes | None = None
         self.cut: int | None = None
+        self.redirect = ""
 
     async def answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
         path = request.path.removeprefix("/v2/library/tiny/")
@@ -145,6 +146,8 @@ class OwnRegistry:
             realm = self.realm if self.realm is not None else f"{self.server.url}/token?x=1"
             asks = f'Bearer realm="{realm}",service="reg,istry",scope="repository:library/tiny:pull"'
             writer.write(head("401 Unauthorized", content_length=0, www_authenticate=asks))
+        elif self.redirect:
+            writer.write(head("307 Temporary Redirect", content_length=0, location=self.redirect))
         elif path in self.manifest_paths:
             writer.write(head("200 OK", content_length=len(self.manifest)) + self.manifest)
         elif path in self.blobs:
@@ -191,6 +194,19 @@ async def test_a_token_that_runs_out_in_the_middle_of_a_file_is_replaced(
     assert (tmp_path / "0.part").read_bytes() == GGUF
     assert own.num_tokens >= 3
     assert told == sorted(told)
+
+
+async def test_a_token_does_not_follow_a_redirect_to_where_the_blobs_lie(
+    own: OwnRegistry, of_own: OllamaSource, tmp_path: Path
+) -> None:
+    own.wants = "a token"
+    file = (await resolve(of_own, "ollama:tiny:1b")).files[0]
+    async with serving(whole(GGUF)) as elsewhere:
+        own.redirect = f"{elsewhere.url}/data"
+        await of_own.fetch(file, tmp_path / "0.part", lambda num_bytes, size_bytes: None)
+        (asked,) = elsewhere.requests
+    assert own.server.requests[-1].headers["authorization"] == f"Bearer {own.wants}"
+    assert "authorization" not in asked.headers
 
 
 async def test_a_registry_that_takes_none_of_its_own_tokens_is_not_asked_for_ever(

@@ -42,10 +42,13 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 # https://www.rfc-editor.org/rfc/rfc3986#section-3, without user and query; a name that is not ASCII as IDNA spells it.
 _URL = re.compile(
-    r"//(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?"
+    r"//(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?"
     r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+_URL_BEGIN = re.compile(r"https?:", re.IGNORECASE)
+_USER = re.compile(r"^(https?:/*)[^/]*@", re.IGNORECASE)
 
 # provider -> (its grammar of a name, how to say it)
 _NAMES: Final[dict[str, tuple[re.Pattern[str], str]]] = {
@@ -137,9 +140,8 @@ class ModelRef:
         host, slash, path = rest.removeprefix("//").partition("/")
         name = f"//{host.lower()}{slash}{path}" if rest.startswith("//") else rest
         if "@" in host or "?" in rest:
-            # Not shown: it may be a secret.
             raise _invalid(
-                field, f"{scheme}://...", "must have no user, password or query: it is recorded and shown"
+                field, f"{scheme}:{rest}", "must have no user, password or query: it is recorded and shown"
             )
         match = _URL.fullmatch(name)
         if match is None or ".." in name:
@@ -279,6 +281,8 @@ def _invalid(field: str, text: str, why: str) -> InvalidReference:
 
 
 def _shown(text: str) -> str:
-    """What was given, safe to print on one line of a terminal."""
+    """What was given, safe to print on one line of a terminal: of a URL without what may be a secret."""
+    if _URL_BEGIN.match(text):
+        text = _USER.sub(r"\1...@", text.partition("?")[0])
     shown = text if len(text) <= 80 else f"{text[:77]}..."
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)

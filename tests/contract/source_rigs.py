@@ -60,7 +60,6 @@ class Rig(ABC):
     """source: under test. ref: what there is; absent: what there is not; model: path -> bytes that make it up."""
 
     source: Source
-    close: Callable[[], Awaitable[None]]
     ref: str
     absent: str
     model: ClassVar[dict[str, bytes]] = {"m.gguf": GGUF}
@@ -68,6 +67,12 @@ class Rig(ABC):
     @abstractmethod
     def hostile(self) -> str:
         """Put something there whose names lead elsewhere. Returns its reference."""
+
+
+class RemoteRig(Rig):
+    """Of a source that promises what comes. close: of the source."""
+
+    close: Callable[[], Awaitable[None]]
 
     @abstractmethod
     def change(self, edit: Callable[[bytes], bytes]) -> None:
@@ -104,7 +109,7 @@ class Shelf:
             self._serving = None
 
 
-class _ShelfRig(Rig):
+class _ShelfRig(RemoteRig):
     path: str
 
     def __init__(self, shelf: Shelf) -> None:
@@ -215,7 +220,7 @@ class VoskRig(_ShelfRig):
         self.shelf.files["/model-list.json"] = json.dumps(self._entries).encode()
 
 
-class OllamaRig(Rig):
+class OllamaRig(RemoteRig):
     """A real registry; what it would not accept is put onto its disk."""
 
     ref, absent = "ollama:tiny:1b", "ollama:tiny:absent"
@@ -265,12 +270,6 @@ class FileRig(Rig):
         evil.mkdir()
         (evil / "..\\evil.gguf").write_bytes(GGUF)
         return f"file:{evil}"
-
-    def change(self, edit: Callable[[bytes], bytes]) -> None:
-        raise NotImplementedError("a local file is taken as it is")
-
-    async def stop(self) -> None:
-        raise NotImplementedError("a local file has no server")
 
 
 REMOTE: dict[str, type[_ShelfRig]] = {"pypi": PypiRig, "hf": HfRig, "https": HttpsRig, "vosk": VoskRig}

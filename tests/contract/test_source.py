@@ -16,7 +16,7 @@ from services.kit.errors import (
     UnsupportedFormat,
 )
 from services.kit.names import ModelRef
-from tests.contract.source_rigs import GATE, REMOTE, Rig, rig_of
+from tests.contract.source_rigs import GATE, REMOTE, RemoteRig, Rig, rig_of
 
 
 @pytest.fixture(params=["file", "ollama", *REMOTE])
@@ -28,8 +28,9 @@ async def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(params=["ollama", *REMOTE])
 async def remote(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Rig]:
+) -> AsyncIterator[RemoteRig]:
     async with rig_of(request.param, tmp_path_factory.mktemp("rig")) as rig:
+        assert isinstance(rig, RemoteRig)
         yield rig
 
 
@@ -81,13 +82,13 @@ async def test_a_name_that_leads_out_of_its_folder_is_refused(rig: Rig, tmp_path
     assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
 
 
-async def test_a_server_that_is_gone_is_said_so(remote: Rig, tmp_path: Path) -> None:
+async def test_a_server_that_is_gone_is_said_so(remote: RemoteRig, tmp_path: Path) -> None:
     await remote.stop()
     with pytest.raises(SourceUnavailable):
         await pull(remote, remote.ref, tmp_path)
 
 
-async def test_a_flipped_byte_is_found_and_nothing_is_kept(remote: Rig, tmp_path: Path) -> None:
+async def test_a_flipped_byte_is_found_and_nothing_is_kept(remote: RemoteRig, tmp_path: Path) -> None:
     file = await largest(remote)
     remote.change(lambda body: body[:2_000_000] + bytes([body[2_000_000] ^ 1]) + body[2_000_001:])
     with pytest.raises(DigestMismatch):
@@ -95,7 +96,7 @@ async def test_a_flipped_byte_is_found_and_nothing_is_kept(remote: Rig, tmp_path
     assert not (tmp_path / "0.part").exists()
 
 
-async def test_more_than_was_promised_is_never_kept(remote: Rig, tmp_path: Path) -> None:
+async def test_more_than_was_promised_is_never_kept(remote: RemoteRig, tmp_path: Path) -> None:
     file = await largest(remote)
     told = [0]
     remote.change(lambda body: body + bytes(5_000_000))
@@ -107,7 +108,7 @@ async def test_more_than_was_promised_is_never_kept(remote: Rig, tmp_path: Path)
     assert file.size_bytes is None or max(told) <= file.size_bytes
 
 
-async def test_a_fetch_that_was_cancelled_goes_on_where_it_was(remote: Rig, tmp_path: Path) -> None:
+async def test_a_fetch_that_was_cancelled_goes_on_where_it_was(remote: RemoteRig, tmp_path: Path) -> None:
     file = await largest(remote)
     before: list[int] = []
     after: list[int] = []

@@ -148,7 +148,10 @@ class Source(Protocol):
     """A place that models come from."""
 
     async def resolve(self, request: PullRequest) -> Resolved:
-        """Pin it. Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied."""
+        """Pin it.
+
+        Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied, Unpinned, DigestMismatch.
+        """
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
         """Bring a file to `target`, going on from what lies there.

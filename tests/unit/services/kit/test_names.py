@@ -133,6 +133,7 @@ def test_any_text_parses_and_survives_or_is_refused(text: str):
         "https://example.com/a b",
         "https://example.com/a\\b",
         "https://example.com:port/x",
+        "https://example.com:٣/x",
         "https://-example.com/x",
         "https://example.com/x#",
         "https://example.com/x#sha256=ab",
@@ -178,10 +179,16 @@ def test_an_address_given_for_a_served_name_is_answered_with_the_command_that_fe
         "https://hunter2@example.com/x.gguf",
         "https://example.com/x.gguf?token=hunter2",
         "https://example.com/x.gguf?token=hunter2#sha256=" + "0" * 64,
+        "https:/me:hunter2@example.com/x.gguf",
+        "https:me:hunter2@example.com/x.gguf",
+        "HTTPS://me:hunter2@example.com/x.gguf",
+        "http://me:hunter2@127.0.0.1/x.gguf",
+        "https://me:hunter2@example.com/x.gguf\n",
+        "https://me:hunter2@example.com/" + "x" * 5000,
     ],
 )
 def test_an_address_with_a_secret_in_it_is_refused_and_the_secret_told_to_nobody(text: str):
-    with pytest.raises(InvalidReference, match="no user, password or query") as caught:
+    with pytest.raises(InvalidReference) as caught:
         ModelRef.parse(text)
     assert "hunter2" not in f"{caught.value} {caught.value.violations}"
 

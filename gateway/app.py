@@ -17,6 +17,7 @@ from gateway.errors import error_response
 from gateway.middleware.guard import Guard
 from gateway.middleware.limits import BodyLimit
 from gateway.middleware.observe import Observe
+from gateway.repos import Repos
 from gateway.routes import ENDPOINTS
 from gateway.settings import GatewaySettings
 from gateway.upstream import Upstream
@@ -36,8 +37,10 @@ def create_app(
     on_loopback: whether only this machine reaches the gateway, so that a foreign Host is an attack. draining: makes
     /readyz say 503 when set.
     """
+    upstream = Upstream(channel)
     gateway = Gateway(
-        upstream=Upstream(channel),
+        upstream=upstream,
+        repos=Repos(upstream, timeout_s=settings.request_timeout_s, remember_s=settings.remember_repos_s),
         settings=settings,
         draining=draining or asyncio.Event(),
         document=openapi.document_json(ENDPOINTS),

@@ -1,6 +1,7 @@
 """An endpoint: one row from which both the route and its part of the OpenAPI document are made."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ClientDisconnected
+from gateway.openai.common import ErrorBody
+from gateway.repos import Repos
 from gateway.settings import GatewaySettings
 from gateway.upstream import Upstream
 from gateway.validation import validate
@@ -28,6 +31,7 @@ class Gateway:
     """What handlers work with. draining: set when the process begins to stop. document: OpenAPI's, as JSON."""
 
     upstream: Upstream
+    repos: Repos
     settings: GatewaySettings
     draining: asyncio.Event
     document: bytes
@@ -51,6 +55,8 @@ class Endpoint:
     response: type[BaseModel] | None = None
     stream: type[BaseModel] | None = None
     """The data of one server-sent event, where the answer can be a stream."""
+    error: type[BaseModel] = ErrorBody
+    """The body of its refusals."""
     media_type: str = "application/json"
     also: tuple[int, ...] = ()
     """Other statuses that carry the response's body."""
@@ -58,7 +64,7 @@ class Endpoint:
     @property
     def template(self) -> str:
         """The path as OpenAPI writes it."""
-        return self.path.replace(":path}", "}")
+        return re.sub(r":\w+}", "}", self.path)
 
     def route(self, gateway: Gateway) -> Route:
         """The route that serves it."""

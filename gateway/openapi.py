@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from gateway.endpoint import Endpoint
-from gateway.openai.common import ErrorBody
 
 _REF = "#/components/schemas/{model}"
 Schemas = dict[Any, dict[str, Any]]
@@ -34,7 +33,8 @@ def document(endpoints: list[Endpoint]) -> dict[str, Any]:
         "info": {
             "title": "Lares",
             "version": "1",
-            "description": "The OpenAI-compatible gateway of Lares. Errors have the body ErrorBody.",
+            "description": "The OpenAI-compatible gateway of Lares, with a Hugging Face Hub below /hf. Errors have"
+            " the body ErrorBody; those of the Hub HubError.",
         },
         "paths": paths,
         "components": {"schemas": definitions.get("$defs", {})},
@@ -42,12 +42,12 @@ def document(endpoints: list[Endpoint]) -> dict[str, Any]:
 
 
 def _models(endpoints: list[Endpoint]) -> list[tuple[type[BaseModel], JsonSchemaMode]]:
-    found: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(ErrorBody, "serialization"): None}
+    found: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {}
     for endpoint in endpoints:
         for model in (endpoint.request, endpoint.form, endpoint.query):
             if model is not None:
                 found[model, "validation"] = None
-        for model in (endpoint.response, endpoint.stream):
+        for model in (endpoint.response, endpoint.stream, endpoint.error):
             if model is not None:
                 found[model, "serialization"] = None
     return list(found)
@@ -100,6 +100,6 @@ def _responses(endpoint: Endpoint, schemas: Schemas) -> dict[str, Any]:
         str(status): {"description": HTTPStatus(status).phrase, "content": content}
         for status in (200, *endpoint.also)
     }
-    error = schemas[ErrorBody, "serialization"]
+    error = schemas[endpoint.error, "serialization"]
     responses["default"] = {"description": "An error", "content": {"application/json": {"schema": error}}}
     return responses

@@ -39,10 +39,17 @@ class GatewaySettings(ServiceSettings):
     body_timeout_s: float = Field(
         default=60.0,
         gt=0,
-        description="Seconds in which a client must have sent a request's body; longer if it keeps up 64 KiB/s.",
+        description="Seconds in which a client must have sent a request's body, longer if it keeps up 64 KiB/s; and in"
+        " which it must take each 256 KiB of a file.",
     )
     keep_alive_timeout_s: int = Field(
         default=30, ge=1, description="Seconds that an idle connection is kept open."
+    )
+    remember_repos_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=60,
+        description="Seconds for which what a repository below /hf holds is remembered; 0 asks anew for each file.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=(),

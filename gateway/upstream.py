@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from lares.downloader.v1.downloader_pb2_grpc import DownloaderServiceStub
 from lares.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from lares.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from lares.speech.v1.speech_pb2_grpc import SpeechServiceStub
@@ -29,6 +30,7 @@ class Upstream:
 
     def __init__(self, channel: Callable[[str], grpc.aio.Channel]) -> None:
         self.registry = RegistryServiceStub(channel("registry"))
+        self.downloader = DownloaderServiceStub(channel("downloader"))
         self.inference = InferenceServiceStub(channel("inference"))
         self.speech = SpeechServiceStub(channel("speech"))
         self.trainer = TrainerServiceStub(channel("trainer"))

@@ -42,11 +42,11 @@ def model_from_proto(model: pb.Model) -> ModelObject:
         created=model.create_time.seconds,
         owned_by=model.provider or "lares",
         lares=ModelDetails(
-            kind=_plain(pb.ModelKind.Name(model.kind), "MODEL_KIND_"),
-            state=_plain(pb.ModelState.Name(model.state), "MODEL_STATE_"),
+            kind=plain_name(pb.ModelKind.Name(model.kind), "MODEL_KIND_"),
+            state=plain_name(pb.ModelState.Name(model.state), "MODEL_STATE_"),
             size_bytes=model.size_bytes,
             context_length=model.context_length or None,
-            capabilities=[_plain(pb.Capability.Name(item), "CAPABILITY_") for item in model.capabilities],
+            capabilities=[plain_name(pb.Capability.Name(item), "CAPABILITY_") for item in model.capabilities],
             base_model=None,
         ),
     )
@@ -62,7 +62,7 @@ def adapter_from_proto(adapter: pb.Version, base: pb.Model) -> ModelObject:
         owned_by="lares",
         lares=of_base.model_copy(
             update={
-                "state": _plain(pb.VersionState.Name(adapter.state), "VERSION_STATE_"),
+                "state": plain_name(pb.VersionState.Name(adapter.state), "VERSION_STATE_"),
                 "size_bytes": adapter.size_bytes,
                 "capabilities": [item for item in of_base.capabilities if item != "adapters"],
                 "base_model": model_id,
@@ -85,5 +85,6 @@ def models_from_proto(models: list[pb.Model], versions: list[pb.Version]) -> Mod
     return ModelList(data=data)
 
 
-def _plain(name: str, prefix: str) -> str:
+def plain_name(name: str, prefix: str) -> str:
+    """An enum's value without its prefix: `MODEL_KIND_EMBEDDING` is `embedding`."""
     return name.removeprefix(prefix).lower()

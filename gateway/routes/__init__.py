@@ -8,6 +8,7 @@ from gateway.routes import (
     files,
     fine_tuning,
     health,
+    hub,
     meta,
     models,
     rerank,
@@ -22,6 +23,7 @@ ENDPOINTS = (
     *audio.ENDPOINTS,
     *files.ENDPOINTS,
     *fine_tuning.ENDPOINTS,
+    *hub.ENDPOINTS,
     *health.ENDPOINTS,
     *meta.ENDPOINTS,
 )

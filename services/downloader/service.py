@@ -13,8 +13,9 @@ from services.downloader.adapters.disk_blob_store import DiskBlobStore
 from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.folder_lock import FolderLock
 from services.downloader.adapters.hf_source import HfSource
-from services.downloader.adapters.http_client import HttpLimits
+from services.downloader.adapters.http_client import HttpLimits, Throttle
 from services.downloader.adapters.https_source import HttpsSource
+from services.downloader.adapters.lares_source import LaresSource
 from services.downloader.adapters.ollama_source import OllamaSource
 from services.downloader.adapters.pypi_source import PypiSource
 from services.downloader.adapters.registry_client import RegistryClient
@@ -55,6 +56,9 @@ class DownloaderService:
             min_bytes_per_second=settings.min_bytes_per_second,
             speed_window_s=settings.speed_window_s,
             max_attempts=settings.max_attempts,
+            max_connections=settings.max_connections,
+            throttle=Throttle(settings.max_bytes_per_second),
+            ca_file=settings.ca_file,
         )
         self._store = DiskBlobStore(host.settings.store_path)
         self._lock = FolderLock(host.settings.store_path)
@@ -68,7 +72,8 @@ class DownloaderService:
         ollama = OllamaSource(settings.ollama_endpoint, limits)
         vosk = VoskSource(settings.vosk_endpoint, inspector, limits)
         https = HttpsSource(inspector, limits)
-        self._remote = (pypi, hf, ollama, vosk, https)
+        lares = LaresSource(limits)
+        self._remote = (pypi, hf, ollama, vosk, https, lares)
         registry = RegistryClient(host.channel("registry"))
         catalog = Catalog.parse(CATALOG.read_text("utf-8"))
         blobs = Blobs(self._store, self._records)
@@ -79,6 +84,7 @@ class DownloaderService:
             "vosk": vosk,
             "https": https,
             "http": https,
+            "lares": lares,
             "file": FileSource(),
         }
         puller = Puller(sources, blobs, inspector, registry)

@@ -157,7 +157,8 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         self, request: pb.ReadBlobRequest, context: Context
     ) -> AsyncIterator[pb.ReadBlobResponse]:
         """Send a blob's bytes."""
-        async with aclosing(self._blobs.read(request.digest, request.offset_bytes)) as chunks:
+        read = self._blobs.read(request.digest, request.offset_bytes, request.max_bytes or None)
+        async with aclosing(read) as chunks:
             async for chunk in chunks:
                 yield pb.ReadBlobResponse(chunk=chunk)
 

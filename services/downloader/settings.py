@@ -46,6 +46,21 @@ class DownloaderSettings(ServiceSettings):
     speed_window_s: float = Field(
         default=60.0, gt=0, le=3600, description="Seconds over which that speed is measured."
     )
+    max_connections: int = Field(
+        default=8,
+        ge=1,
+        le=32,
+        description="Connections for one file at most; each beyond the first is kept only while it makes it faster.",
+    )
+    max_bytes_per_second: int = Field(
+        default=0,
+        ge=0,
+        description="What all downloads together may take of the line, in bytes a second; 0 for all there is.",
+    )
+    ca_file: str = Field(
+        default="",
+        description="File of certificate authorities to trust beside the system's: those of a company's own network.",
+    )
     max_attempts: int = Field(
         default=8,
         ge=1,

@@ -16,8 +16,8 @@ Pure Python: cores, adapters and workers raise these; `status.py` translates.
     ├── Unauthenticated
     ├── PermissionDenied
     ├── NotFound
-    │   ├── ModelNotFound, VersionNotFound, DownloadNotFound, BlobNotFound
-    │   ├── LeaseNotFound, DatasetNotFound, JobNotFound
+    │   ├── ModelNotFound, VersionNotFound, EntryNotFound, DownloadNotFound
+    │   ├── BlobNotFound, LeaseNotFound, DatasetNotFound, JobNotFound
     │   └── SourceNotFound         nothing lies at that address
     ├── AlreadyExists
     │   └── ModelExists, VersionExists
@@ -198,6 +198,10 @@ class VersionNotFound(NotFound):
             violations=[FieldViolation("model", "has no such version")],
             metadata={"model": model_id, "version": version_id},
         )
+
+
+class EntryNotFound(NotFound):
+    """The version is here, that file is not one of its."""
 
 
 class DownloadNotFound(NotFound):

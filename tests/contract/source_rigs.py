@@ -17,6 +17,7 @@ from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.hf_source import HfSource
 from services.downloader.adapters.http_client import HttpLimits, Throttle
 from services.downloader.adapters.https_source import HttpsSource
+from services.downloader.adapters.lares_source import LaresSource
 from services.downloader.adapters.ollama_source import OllamaSource
 from services.downloader.adapters.pip_config import PipConfig
 from services.downloader.adapters.pypi_source import PypiSource
@@ -184,6 +185,35 @@ class HttpsRig(_ShelfRig):
         return f"{self.shelf.url}/models/%2e%2e%2fevil.gguf"
 
 
+class LaresRig(_ShelfRig):
+    path = f"/hf/tiny/resolve/{COMMIT}/m.gguf"
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        self._house = shelf.url.removeprefix("http://")
+        self._put("tiny", "m.gguf")
+        self.ref, self.absent = f"lares:{self._house}/tiny", f"lares:{self._house}/absent"
+        source = LaresSource(LIMITS)
+        self.source, self.close = source, source.close
+
+    def hostile(self) -> str:
+        self._put("evil", "../../evil.gguf")
+        return f"lares:{self._house}/evil"
+
+    def _put(self, model: str, name: str) -> None:
+        self.shelf.files[f"/hf/{model}/resolve/{COMMIT}/{name}"] = GGUF
+        lfs = {"sha256": hashlib.sha256(GGUF).hexdigest(), "size": len(GGUF)}
+        record = {"version": "1", "revision": "1", "provider": "pypi", "kind": "text_generation"}
+        info = {
+            "sha": COMMIT,
+            "cardData": {},
+            "siblings": [{"rfilename": name, "size": len(GGUF), "lfs": lfs}],
+            "lares": {**record, "capabilities": [], "description": "", "languages": []},
+        }
+        for revision in ("main", "1"):
+            self.shelf.files[f"/hf/api/models/{model}/revision/{revision}"] = json.dumps(info).encode()
+
+
 class VoskRig(_ShelfRig):
     path = "/vosk-model-small-ko-0.22.zip"
     ref, absent = "vosk:ko", "vosk:xx"
@@ -272,7 +302,13 @@ class FileRig(Rig):
         return f"file:{evil}"
 
 
-REMOTE: dict[str, type[_ShelfRig]] = {"pypi": PypiRig, "hf": HfRig, "https": HttpsRig, "vosk": VoskRig}
+REMOTE: dict[str, type[_ShelfRig]] = {
+    "pypi": PypiRig,
+    "hf": HfRig,
+    "https": HttpsRig,
+    "vosk": VoskRig,
+    "lares": LaresRig,
+}
 
 
 @asynccontextmanager

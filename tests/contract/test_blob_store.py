@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.downloader.adapters.disk_blob_store import DiskBlobStore
-from services.downloader.core.models import StoredFile, manifest_digest
+from services.downloader.core.models import StoredFile
 from services.downloader.core.ports import Blob, BlobStore
 from services.kit.errors import (
     BlobNotFound,
@@ -20,6 +20,7 @@ from services.kit.errors import (
     OffsetPastEnd,
     UnsupportedFormat,
 )
+from services.kit.manifest import manifest_digest
 from tests.contract.memory_blob_store import MemoryBlobStore
 
 CONTENT = os.urandom(3_000_000)
@@ -63,6 +64,13 @@ async def test_what_is_adopted_is_read_back_from_any_offset(store: BlobStore) ->
         assert await contents(store.read(DIGEST, offset)) == CONTENT[offset:]
 
 
+@pytest.mark.parametrize("offset", [0, 1, 1_048_575])
+@pytest.mark.parametrize("num_bytes", [0, 1, 1_048_576, 1_048_577, 10**12])
+async def test_a_range_ends_by_itself(store: BlobStore, offset: int, num_bytes: int) -> None:
+    await put(store)
+    assert await contents(store.read(DIGEST, offset, num_bytes)) == CONTENT[offset : offset + num_bytes]
+
+
 async def test_an_offset_past_the_end_is_refused(store: BlobStore) -> None:
     await put(store)
     with pytest.raises(OffsetPastEnd):
@@ -89,6 +97,10 @@ async def test_a_wrong_size_or_digest_is_refused_and_nothing_is_stored(store: Bl
         await store.examine(file.path, digest=ABSENT)
     assert await store.blobs() == []
     assert (await store.examine(file.path, size_bytes=len(CONTENT), digest=DIGEST)).digest == DIGEST
+    known = DIGEST.removeprefix("sha256:")
+    assert (await store.examine(file.path, digest=DIGEST, sha256=known)).digest == DIGEST
+    with pytest.raises(DigestMismatch):
+        await store.examine(file.path, digest=ABSENT, sha256=known)
 
 
 async def test_storing_the_same_bytes_twice_keeps_one(store: BlobStore) -> None:

@@ -1,6 +1,7 @@
 """What every source must do, whatever it pulls from; Ollama's speaks with a real registry."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -50,7 +51,8 @@ async def pull(rig: Rig, ref: str, folder: Path) -> dict[str, bytes]:
     fetched = {}
     for number, file in enumerate(resolved.files):
         fetched[file.path] = folder / f"{number}.part"
-        await rig.source.fetch(file, fetched[file.path], lambda num_bytes, size_bytes: None)
+        sha256 = await rig.source.fetch(file, fetched[file.path], lambda num_bytes, size_bytes: None)
+        assert sha256 == hashlib.sha256(fetched[file.path].read_bytes()).hexdigest()
     unpacked = folder / "unpacked"
     unpacked.mkdir()
     files = await rig.source.unpack(request, fetched, unpacked)

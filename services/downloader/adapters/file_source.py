@@ -37,9 +37,9 @@ class FileSource:
         )
         return Resolved(source=f"file:{path}", revision="", version_id=None, files=files)
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Copy a file."""
-        await copy_file(path_of_url(file.url), target, on_bytes)
+        return await copy_file(path_of_url(file.url), target, on_bytes)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path

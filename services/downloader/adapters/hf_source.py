@@ -67,11 +67,12 @@ class HfSource:
             license=str(card.license or "") if card is not None else "",
         )
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a file here."""
-        await fetch(self._http(), file, target, on_bytes)
+        sha256 = await fetch(self._http(), file, target, on_bytes)
         if file.git_id is not None:
             await asyncio.to_thread(_check_git_id, file.path, target, file.git_id)
+        return sha256
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
@@ -145,6 +146,7 @@ class HfSource:
             event_hooks={"response": [_cap]},
             follow_redirects=True,
             max_redirects=5,
+            verify=self._limits.tls(),
             timeout=self._limits.stall_timeout_s,
         )
 

@@ -66,6 +66,7 @@ class HttpLimits:
     """When to lose patience, and how much to take. stall_timeout_s: with no byte at all; min_bytes_per_second: over
     speed_window_s; max_connections: for one file; grow_interval_s: how long one more is tried before the next;
     throttle: for all that share it.
+    ca_file: of authorities that are trusted beside the system's.
     """
 
     stall_timeout_s: float = 30.0
@@ -78,6 +79,19 @@ class HttpLimits:
     max_connections: int = 8
     grow_interval_s: float = 1.0
     throttle: Throttle = field(default_factory=Throttle)
+    ca_file: str = ""
+
+    def tls(self, *more_files: str) -> ssl.SSLContext:
+        """Whom to trust: the system, ca_file, and these. Raises SourceUnavailable if one cannot be read."""
+        context = ssl.create_default_context()
+        for file in filter(None, (self.ca_file, *more_files)):
+            try:
+                context.load_verify_locations(cafile=file)
+            except OSError as error:
+                raise SourceUnavailable(
+                    f"certificate authorities cannot be read from {file}: {error}"
+                ) from None
+        return context
 
     def backoff_s(self, num_failures: int, retry_after_s: float | None) -> float:
         """How long to wait after that many failures in a row. What the server asks for is kept to, within reason."""
@@ -110,7 +124,7 @@ class HttpClient:
         self.limits = limits or HttpLimits()
         self.sleep = sleep
         self._credentials = dict(credentials or {})
-        self._connections = Connections(self.limits.stall_timeout_s, tls or ssl.create_default_context())
+        self._connections = Connections(self.limits.stall_timeout_s, tls or self.limits.tls())
         self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="transfer")
 
     async def close(self) -> None:

@@ -10,7 +10,6 @@ as long as each makes the file come faster; one that fails just ends.
 
 import asyncio
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,8 @@ _WRITE_EVERY_S: Final = 0.5
 _GAIN: Final = 1.15
 
 
-async def fetch(client: HttpClient, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
-    """Bring `file` to `target`, going on from what lies there.
+async def fetch(client: HttpClient, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
+    """Bring `file` to `target`, going on from what lies there. Returns its sha256, in hex.
 
     Raises SourceNotFound, SourceUnavailable, PermissionDenied, DigestMismatch, DiskFull. Cancelled or failed, it keeps
     what has arrived, unless that is wrong.
@@ -43,7 +42,7 @@ async def fetch(client: HttpClient, file: RemoteFile, target: Path, on_bytes: On
     partial = PartialFile(target, file.sha256 or file.url)
     await client.run(lambda: partial.open(file.size_bytes))
     try:
-        await _Fetch(client, file, partial, on_bytes).run()
+        return await _Fetch(client, file, partial, on_bytes).run()
     except DigestMismatch:
         await client.run(partial.drop)
         raise
@@ -75,15 +74,15 @@ class _Fetch:
         self._is_pieced = partial.parts.num_bytes > 0
         self._in_one_go = False
 
-    async def run(self) -> None:
-        """Until the file is here and has its digest."""
+    async def run(self) -> str:
+        """Until the file is here and has its digest, which is returned."""
         num_failures = 0
         while True:
             before = self._partial.parts.num_bytes
             try:
                 sha256 = await self._whole()
                 if self._file.sha256 in (None, sha256):
-                    return
+                    return sha256
                 if not self._is_pieced:
                     raise DigestMismatch(
                         f"{shown_url(self._file.url)} has the sha256 {sha256} instead of {self._file.sha256}: it was"
@@ -107,22 +106,21 @@ class _Fetch:
             await self._hash()
             if self._partial.sha256 == self._file.sha256:
                 return self._partial.sha256
-        tasks = []
-        if (self._file.size_bytes or sys.maxsize) > SEGMENT_BYTES:
-            self._helping = asyncio.create_task(self._get_help())
-            tasks = [asyncio.create_task(self._hash_behind()), self._helping]
+        hashing = asyncio.create_task(self._hash_behind()) if self._is_large else None
         try:
             await self._decide()
         finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, Exception):
-                raise error
+            await self._stop_help()
+            await _ended(hashing)
         self._tell()
         await self._hash()
         return self._partial.sha256
+
+    @property
+    def _is_large(self) -> bool:
+        """Or of unknown size: worth a task that hashes behind it, and help."""
+        size_bytes = self._partial.parts.size_bytes
+        return size_bytes is None or size_bytes > SEGMENT_BYTES
 
     async def _hash(self) -> None:
         while await self._client.run(self._partial.hash):
@@ -158,6 +156,8 @@ class _Fetch:
                         if (taken := self._partial.take()) is None:
                             return  # It is empty.
                     await self._client.run(self._partial.check_room)
+                    if self._helping is None and self._is_large and not self._in_one_go:
+                        self._helping = asyncio.create_task(self._get_help())
                     await self._receive(answer, taken, abort)
             finally:
                 if taken is not None:
@@ -168,7 +168,7 @@ class _Fetch:
         async with asyncio.TaskGroup() as helpers:
             rate = await self._measured_rate()
             for _ in range(self._limits.max_connections - 1):
-                if self._in_one_go or not self._takes_ranges or self._partial.parts.size_bytes is None:
+                if not self._takes_ranges or self._partial.parts.size_bytes is None:
                     return
                 taken = self._partial.take()
                 if taken is None:
@@ -179,6 +179,10 @@ class _Fetch:
                 if helper.done() or faster < rate * _GAIN:
                     return
                 rate = faster
+
+    async def _stop_help(self) -> None:
+        helping, self._helping = self._helping, None
+        await _ended(helping)
 
     async def _measured_rate(self) -> float:
         before, began_s = self._partial.parts.num_bytes, time.monotonic()
@@ -205,9 +209,7 @@ class _Fetch:
 
     async def _begin(self, validator: str = "", size_bytes: int | None = None) -> None:
         """Begin anew; whoever helps has to end before."""
-        if self._helping is not None:
-            self._helping.cancel()
-            await asyncio.wait([self._helping])
+        await self._stop_help()
         size_bytes = self._file.size_bytes if size_bytes is None else size_bytes
         await self._client.run(lambda: self._partial.begin(validator, size_bytes))
         self._tell()
@@ -294,6 +296,15 @@ class _Fetch:
         parts = self._partial.parts
         self._has_written.set()
         self._on_bytes(parts.num_bytes, parts.size_bytes)
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    """Cancel it and wait for it. Raises what it failed with before."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
 
 class _Pace:

@@ -46,9 +46,9 @@ class HttpsSource:
         version_id = ref.revision[:_VERSION_CHARS] if ref.revision else None
         return Resolved(str(ref), ref.revision or "", version_id, (file,))
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring the file here."""
-        await fetch(self._http(), file, target, on_bytes)
+        return await fetch(self._http(), file, target, on_bytes)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path

@@ -20,8 +20,11 @@ def path_of_url(url: str) -> Path:
     return Path(url2pathname(urlsplit(url).path))
 
 
-async def copy_file(source: Path, target: Path, on_bytes: OnBytes, *, sha256: str | None = None) -> None:
-    """Copy from the beginning. Raises SourceNotFound, PermissionDenied, DigestMismatch, DiskFull."""
+async def copy_file(source: Path, target: Path, on_bytes: OnBytes, *, sha256: str | None = None) -> str:
+    """Copy from the beginning. Returns the sha256, in hex.
+
+    Raises SourceNotFound, PermissionDenied, DigestMismatch, DiskFull.
+    """
     copy = _Copy(source, target)
     await asyncio.to_thread(copy.open)
     try:
@@ -29,8 +32,10 @@ async def copy_file(source: Path, target: Path, on_bytes: OnBytes, *, sha256: st
             on_bytes(copy.num_bytes, max(copy.size_bytes, copy.num_bytes))
     finally:
         copy.close()
-    if sha256 not in (None, copy.sha256.hexdigest()):
-        raise DigestMismatch(f"{source.name} has the sha256 {copy.sha256.hexdigest()} instead of {sha256}")
+    found = copy.sha256.hexdigest()
+    if sha256 not in (None, found):
+        raise DigestMismatch(f"{source.name} has the sha256 {found} instead of {sha256}")
+    return found
 
 
 class _Copy:

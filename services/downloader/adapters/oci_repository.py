@@ -45,7 +45,7 @@ class OciRepository:
             await self._authorize(url, refusal)
             return await self._http.get_document(url, accept=accept)
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """As `http_fetch.fetch`, with a token if one is wanted, and a new one whenever it has run out meanwhile."""
         may_ask = True
 

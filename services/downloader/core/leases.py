@@ -7,9 +7,10 @@ from typing import Final
 
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.ids import new_id
-from services.downloader.core.models import StoredFile, manifest_digest
+from services.downloader.core.models import StoredFile
 from services.downloader.core.ports import Blob, Lease, ModelRegistry
 from services.kit.errors import CorruptBlob, InvalidArgument, LeaseNotFound
+from services.kit.manifest import manifest_digest
 from services.kit.names import parse_id, parse_version_name, resource_name
 
 DEFAULT_TTL: Final = timedelta(minutes=5)

@@ -1,7 +1,5 @@
 """What the downloader knows of a model: its files, and what they turned out to be."""
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -69,6 +67,21 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What a source that knows the model says of it. provider: where it came from in the first place.
+
+    A kind that is UNSPECIFIED, and capabilities that are none, are left to the model's own files.
+    """
+
+    provider: str
+    kind: ModelKind
+    capabilities: tuple[Capability, ...]
+    description: str
+    license: str
+    languages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """What is recorded of a model when its first version has arrived."""
 
@@ -100,11 +113,3 @@ class KnownModel:
 
     model_id: str
     source: str
-
-
-def manifest_digest(files: Iterable[StoredFile]) -> str:
-    """64 hex digits that stand for exactly these files under these names, whatever their order."""
-    sha256 = hashlib.sha256()
-    for file in sorted(files, key=lambda each: each.path):
-        sha256.update(f"{file.digest} {file.size_bytes} {file.path}\n".encode())
-    return sha256.hexdigest()

@@ -132,9 +132,7 @@ class Parts:
         while index < len(self._counts) and self._counts[index] == SEGMENT_BYTES:
             index += 1
         count = self._counts[index] if index < len(self._counts) else 0
-        found = index * SEGMENT_BYTES + count
-        # The last segment is shorter than the others.
-        return found if self.size_bytes is None else min(found, self.size_bytes)
+        return max(start, index * SEGMENT_BYTES + count)  # The end of a file need not be that of a segment.
 
     def _end_of_gap(self, start: int) -> int | None:
         """Where the next range begins that is here or on its way."""

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import Download, DownloadState
 from services.downloader.core.models import (
+    About,
     Facts,
     KnownModel,
     ModelRecord,
@@ -59,8 +60,18 @@ class BlobStore(Protocol):
     async def create(self, name: str) -> IngestFile:
         """Begin to write a file into the ingest folder of that id."""
 
-    async def examine(self, file: Path, *, size_bytes: int | None = None, digest: str | None = None) -> Blob:
-        """Put an ingested file onto the disk for good, and check its size and sha256. Raises DigestMismatch."""
+    async def examine(
+        self,
+        file: Path,
+        *,
+        size_bytes: int | None = None,
+        digest: str | None = None,
+        sha256: str | None = None,
+    ) -> Blob:
+        """Put an ingested file onto the disk for good, and check its size and digest. Raises DigestMismatch.
+
+        sha256: in hex, where somebody has computed it from these very bytes; they are not read again.
+        """
 
     async def adopt(self, file: Path, blob: Blob) -> None:
         """Move an examined file to its digest's path, and put that onto the disk too.
@@ -80,8 +91,10 @@ class BlobStore(Protocol):
     def blob_path(self, digest: str) -> Path:
         """Where a blob lies, or would lie, to be read in place."""
 
-    def read(self, digest: str, offset_bytes: int = 0) -> AsyncGenerator[bytes, None]:
-        """Its bytes in chunks. Raises BlobNotFound, OffsetPastEnd."""
+    def read(
+        self, digest: str, offset_bytes: int = 0, max_bytes: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Its bytes in chunks, to the end or at most so many. Raises BlobNotFound, OffsetPastEnd."""
 
     async def blobs(self) -> Sequence[Blob]:
         """All that is stored."""
@@ -126,7 +139,8 @@ class PullRequest:
 class Resolved:
     """What a source has to offer, pinned. source: the reference with its revision.
 
-    version_id: None if only the bytes can tell it. license: as the source states it, or empty.
+    version_id: None if only the bytes can tell it. license: as the source states it, or empty. about: where the source
+    knows more than that.
     """
 
     source: str
@@ -134,6 +148,7 @@ class Resolved:
     version_id: str | None
     files: tuple[RemoteFile, ...]
     license: str = ""
+    about: About | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +168,8 @@ class Source(Protocol):
         Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied, Unpinned, DigestMismatch.
         """
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
-        """Bring a file to `target`, going on from what lies there.
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
+        """Bring a file to `target`, going on from what lies there. Returns the sha256 of what lies there then, in hex.
 
         Checks size and sha256 where they are known. Raises SourceNotFound, SourceUnavailable, DigestMismatch, DiskFull.
         """

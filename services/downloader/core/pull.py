@@ -15,13 +15,13 @@ from typing import Final, Protocol, TypeVar
 
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import CatalogEntry, Plan
+from services.downloader.core.concurrency import each
 from services.downloader.core.download import Download, DownloadPhase
 from services.downloader.core.models import (
     Facts,
     ModelRecord,
     StoredFile,
     VersionRecord,
-    manifest_digest,
 )
 from services.downloader.core.ports import (
     Blob,
@@ -41,11 +41,14 @@ from services.kit.errors import (
     Unavailable,
     Unsupported,
 )
+from services.kit.manifest import manifest_digest
 from services.kit.names import ModelRef, version_name
 
 T = TypeVar("T")
 
 _MANIFEST_CHARS: Final = 16
+SMALL_BYTES: Final = 8 * 1024**2
+_SMALL_AT_ONCE: Final = 8
 _GENERATION_CONFIG: Final = "generation_config.json"
 # The registry may be a few seconds behind us when all services start together.
 _REGISTRY_ATTEMPTS: Final = 8
@@ -67,11 +70,11 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Fetched:
-    """paths: of what came, by its source's name. stored: those that are blobs. promised: digests of the others."""
+    """paths: of what came, by its source's name. stored: those that are blobs. sha256s: of the others."""
 
     paths: dict[str, Path] = field(default_factory=dict)
     stored: dict[Path, Blob] = field(default_factory=dict)
-    promised: dict[Path, str] = field(default_factory=dict)
+    sha256s: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,26 +149,30 @@ class Puller:
     async def _fetch(self, source: Source, resolved: Resolved, name: str, report: Reporter) -> _Fetched:
         """Into the ingest folder of that name.
 
-        One file after another: the sources are others' servers, and one connection fills most lines.
+        Small files several at once, for each waits mostly; large ones one after another, each with the whole line.
         """
         ingest = self.blobs.store.ingest(name)
+        # Numbered, so that no name of theirs becomes one of ours.
+        targets = [ingest / f"{index:05}.part" for index in range(len(resolved.files))]
         fetched = _Fetched()
-        for index, file in enumerate(resolved.files):
 
-            def arrived(num_bytes: int, size_bytes: int | None, index: int = index) -> None:
-                report.arrived(index, num_bytes, size_bytes)
-
+        async def bring(index: int) -> None:
+            file = resolved.files[index]
             if (blob := await self._stored(file, name)) is not None:
-                target = self.blobs.store.blob_path(blob.digest)
-                fetched.stored[target] = blob
-                arrived(blob.size_bytes, blob.size_bytes)
-            else:
-                # Numbered, so that no name of theirs becomes one of ours.
-                target = ingest / f"{index:05}.part"
-                await source.fetch(file, target, arrived)
-                if file.sha256 is not None:
-                    fetched.promised[target] = f"sha256:{file.sha256}"
-            fetched.paths[file.path] = target
+                targets[index] = self.blobs.store.blob_path(blob.digest)
+                fetched.stored[targets[index]] = blob
+                report.arrived(index, blob.size_bytes, blob.size_bytes)
+                return
+            fetched.sha256s[targets[index]] = await source.fetch(
+                file, targets[index], lambda num, size: report.arrived(index, num, size)
+            )
+
+        is_small = [file.size_bytes is not None and file.size_bytes <= SMALL_BYTES for file in resolved.files]
+        await each([index for index, small in enumerate(is_small) if small], bring, at_once=_SMALL_AT_ONCE)
+        await each([index for index, small in enumerate(is_small) if not small], bring, at_once=1)
+        fetched.paths.update(
+            (file.path, target) for file, target in zip(resolved.files, targets, strict=True)
+        )
         return fetched
 
     async def _stored(self, file: RemoteFile, keeper: str) -> Blob | None:
@@ -187,8 +194,8 @@ class Puller:
     async def _store(self, file: LocalFile, fetched: _Fetched, keeper: str) -> StoredFile:
         blob = fetched.stored.get(file.local)
         if blob is None:
-            promised = fetched.promised.get(file.local)
-            blob = await self.blobs.adopt(file.local, keeper=keeper, digest=promised)
+            sha256 = fetched.sha256s.get(file.local)
+            blob = await self.blobs.adopt(file.local, keeper=keeper, sha256=sha256)
         return StoredFile(file.path, blob.size_bytes, blob.digest)
 
     async def _record(
@@ -202,17 +209,21 @@ class Puller:
     ) -> None:
         # Again, because somebody else may have taken the name while this was on its way.
         await self._check_origin(plan)
-        entry = plan.entry
-        if entry is not None:
-            facts = replace(facts, kind=entry.kind, capabilities=entry.capabilities or facts.capabilities)
+        about = plan.entry or resolved.about
+        if about is not None:
+            facts = replace(
+                facts,
+                kind=about.kind or facts.kind,
+                capabilities=about.capabilities or facts.capabilities,
+            )
         model = ModelRecord(
             model_id=plan.model_id,
-            provider=plan.refs[0].provider,
+            provider=resolved.about.provider if resolved.about else plan.refs[0].provider,
             source=resolved.source,
             facts=facts,
-            description=entry.description if entry else "",
-            license=entry.license if entry else resolved.license,
-            languages=entry.languages if entry else (),
+            description=about.description if about else "",
+            license=about.license if about else resolved.license,
+            languages=about.languages if about else (),
         )
         version = VersionRecord(
             plan.model_id, version_id, resolved.revision, resolved.source, facts, tuple(files)

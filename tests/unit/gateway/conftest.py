@@ -29,7 +29,13 @@ async def host(services: FakeServices, tmp_path: Path) -> AsyncIterator[Host]:
         grpc=Address("127.0.0.1", services.port),
         drain_timeout_s=5,
     )
-    host = Host(settings, {"gateway.max_body_bytes": 1_000_000, "gateway.max_audio_bytes": 8_000_000})
+    overrides = {
+        "gateway.max_body_bytes": 1_000_000,
+        "gateway.max_audio_bytes": 8_000_000,
+        # A test changes a model and asks at once.
+        "gateway.remember_repos_s": 0.0,
+    }
+    host = Host(settings, overrides)
     yield host
     await host.close()
 

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2_grpc
 
 from gateway.upstream import FULL_NAMES
+from lares.downloader.v1 import downloader_pb2_grpc as downloader_rpc
 from lares.inference.v1 import inference_pb2 as inference
 from lares.inference.v1 import inference_pb2_grpc as inference_rpc
 from lares.registry.v1 import registry_pb2 as registry
@@ -31,12 +32,14 @@ from services.kit.errors import (
     InvalidDataset,
     JobFinished,
     JobNotFound,
+    ModelNotAvailable,
     ModelNotFound,
     QueueFull,
     WorkerLost,
 )
 from services.kit.health import Health
 from services.kit.interceptors import ServeInterceptor
+from tests.unit.gateway.fake_downloader import FakeDownloader
 
 MODEL, ADAPTER = "tiny", "tiny:pirate"
 WHEN = Timestamp(seconds=1_790_000_000)
@@ -268,9 +271,18 @@ class FakeRegistry(registry_rpc.RegistryServiceServicer):
     ) -> registry.ResolveModelResponse:
         if request.reference == ADAPTER and self.adapter is not None:
             return registry.ResolveModelResponse(model=self.model, version=self.weights, adapter=self.adapter)
+        if request.reference == MODEL and self.weights.state == registry.VERSION_STATE_QUARANTINED:
+            raise ModelNotAvailable("models/tiny/versions/1 is quarantined", metadata={"model": MODEL})
         if request.reference == MODEL:
             return registry.ResolveModelResponse(model=self.model, version=self.weights)
+        if request.reference == "hf:tiny-org/Tiny":
+            return registry.ResolveModelResponse(model=self.model, version=self.weights)
         raise ModelNotFound.named(request.reference)
+
+    async def GetModel(
+        self, request: registry.GetModelRequest, context_: Context
+    ) -> registry.GetModelResponse:
+        return registry.GetModelResponse(model=self.model)
 
     async def DeleteVersion(
         self, request: registry.DeleteVersionRequest, context_: Context
@@ -439,6 +451,7 @@ class FakeServices:
     """A gRPC server with all of them. What they do not implement, the gateway does not call."""
 
     def __init__(self) -> None:
+        self.downloader = FakeDownloader()  # type: ignore[abstract]
         self.inference = FakeInference()  # type: ignore[abstract]
         self.registry = FakeRegistry()  # type: ignore[abstract]
         self.speech = FakeSpeech()  # type: ignore[abstract]
@@ -448,6 +461,7 @@ class FakeServices:
         self._server = grpc.aio.server(interceptors=[ServeInterceptor()])
 
     async def start(self) -> None:
+        downloader_rpc.add_DownloaderServiceServicer_to_server(self.downloader, self._server)
         inference_rpc.add_InferenceServiceServicer_to_server(self.inference, self._server)
         registry_rpc.add_RegistryServiceServicer_to_server(self.registry, self._server)
         speech_rpc.add_SpeechServiceServicer_to_server(self.speech, self._server)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 
 import httpx2
@@ -92,9 +93,9 @@ async def test_the_document_tells_of_every_route_and_of_no_other(
     app = create_app(host.channel, GatewaySettings(), on_loopback=True)
     routes = [route for route in app.routes if isinstance(route, Route)]
     served = {
-        (route.path.replace(":path}", "}"), method)
+        (re.sub(r":\w+}", "}", route.path), method)
         for route in routes
-        for method in (route.methods or set()) - {"HEAD"}
+        for method in (route.methods or set()) - ({"HEAD"} if "GET" in (route.methods or set()) else set())
     }
     assert told == served
     ids = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]

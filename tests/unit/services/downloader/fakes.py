@@ -1,6 +1,7 @@
 """Stand-ins for what is outside of the core: a registry, a source whose pace a test sets, an inspector."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class SlowSource:
         file = RemoteFile("m.gguf", "http://x/m.gguf", len(self.content), self.sha256)
         return Resolved(f"pypi:{ref.name}=={revision}", revision, revision, (file,))
 
-    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         self.num_fetched += 1
         if self.num_fetched == 2:
             self.two_fetching.set()
@@ -88,6 +89,7 @@ class SlowSource:
             raise self.failure
         target.write_bytes(self.content)
         on_bytes(len(self.content), len(self.content))
+        return hashlib.sha256(self.content).hexdigest()
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path

@@ -11,8 +11,9 @@ import pytest
 from services.downloader.adapters.disk_blob_store import DiskBlobStore, DiskIngestFile
 from services.downloader.adapters.folder_lock import FolderLock
 from services.downloader.adapters.partial_file import PartialFile
-from services.downloader.core.models import StoredFile, manifest_digest
+from services.downloader.core.models import StoredFile
 from services.kit.errors import DiskFull, FailedPrecondition
+from services.kit.manifest import manifest_digest
 
 FULL = Path("/dev/full")
 

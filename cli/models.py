@@ -47,8 +47,9 @@ def pull(
     source: Annotated[
         str,
         typer.Argument(
-            help="A short name, as `lares list --catalog` shows them, or a reference: pypi:NAME==VERSION,"
-            " hf:ORG/REPO, lares:HOST:PORT/MODEL, file:/PATH."
+            help="A short name, as `lares list --catalog` shows them, or a reference: hf:ORG/REPO@COMMIT,"
+            " ollama:MODEL:TAG, vosk:LANGUAGE, https://HOST/FILE, lares:HOST:PORT/MODEL, pypi:NAME==VERSION,"
+            " file:/PATH."
         ),
     ],
     name: Annotated[

@@ -8,6 +8,7 @@ ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgre
 [ -d /usr/share/pocketsphinx/test ] || missing="$missing pocketsphinx-testdata" # English speech with transcripts
 command -v espeak-ng >/dev/null || missing="$missing espeak-ng" # Korean speech, of which no registry has a recording
 command -v curl >/dev/null || missing="$missing curl" # the README's examples
+command -v docker-registry >/dev/null || missing="$missing docker-registry" # speaks the protocol of Ollama's registry
 
 [ -n "$missing" ] || exit 0
 

@@ -14,10 +14,13 @@ from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.folder_lock import FolderLock
 from services.downloader.adapters.hf_source import HfSource
 from services.downloader.adapters.http_client import HttpLimits, Throttle
+from services.downloader.adapters.https_source import HttpsSource
 from services.downloader.adapters.lares_source import LaresSource
+from services.downloader.adapters.ollama_source import OllamaSource
 from services.downloader.adapters.pypi_source import PypiSource
 from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.adapters.sql_store import SqlStore
+from services.downloader.adapters.vosk_source import VoskSource
 from services.downloader.adapters.worker_inspector import WorkerInspector
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
@@ -67,18 +70,26 @@ class DownloaderService:
         )
         inspector = WorkerInspector()
         token = settings.hf_token.get_secret_value() or os.environ.get("HF_TOKEN", "")
-        self._pypi = PypiSource(inspector, limits)
-        self._hf = HfSource(settings.hf_endpoint, token, limits)
-        self._lares = LaresSource(limits)
+        pypi = PypiSource(inspector, limits)
+        hf = HfSource(settings.hf_endpoint, token, limits)
+        ollama = OllamaSource(settings.ollama_endpoint, limits)
+        vosk = VoskSource(settings.vosk_endpoint, inspector, limits)
+        https = HttpsSource(inspector, limits)
+        lares = LaresSource(limits)
+        self._remote = (pypi, hf, ollama, vosk, https, lares)
         registry = RegistryClient(host.channel("registry"))
         catalog = Catalog.parse(CATALOG.read_text("utf-8"))
         space = SpaceLimits(settings.max_store_bytes, settings.min_free_bytes)
         blobs = Blobs(self._store, self._records, limits=space)
         sources: dict[str, Source] = {
-            "pypi": self._pypi,
+            "pypi": pypi,
+            "hf": hf,
+            "ollama": ollama,
+            "vosk": vosk,
+            "https": https,
+            "http": https,
+            "lares": lares,
             "file": FileSource(),
-            "hf": self._hf,
-            "lares": self._lares,
         }
         puller = Puller(sources, blobs, inspector, registry)
         self._jobs = DownloadJobs(puller, catalog, self._records, max_concurrent=settings.max_concurrent)
@@ -122,9 +133,8 @@ class DownloaderService:
             self._collecting.cancel()
             await asyncio.wait({self._collecting})
         await self._jobs.stop()
-        await self._pypi.close()
-        await self._hf.close()
-        await self._lares.close()
+        for source in self._remote:
+            await source.close()
         await self._records.close()
         self._lock.release()
 

@@ -27,6 +27,14 @@ class DownloaderSettings(ServiceSettings):
         default=SecretStr(""),
         description="Token for that hub, sent to no other host; the environment's HF_TOKEN if unset.",
     )
+    ollama_endpoint: str = Field(
+        default="https://registry.ollama.ai",
+        description="URL of the registry that ollama: means; any that speaks the OCI distribution protocol.",
+    )
+    vosk_endpoint: str = Field(
+        default="https://alphacephei.com/vosk/models",
+        description="URL of the folder with the model-list.json that vosk: means.",
+    )
     stall_timeout_s: float = Field(
         default=30.0, gt=0, le=600, description="Seconds without a byte after which a connection is given up."
     )

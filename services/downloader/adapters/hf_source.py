@@ -6,6 +6,7 @@ be resumed over a restart and checked, whatever arrives.
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,13 +20,14 @@ from services.downloader.core.paths import check_paths
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.selection import hub_files
 from services.downloader.core.urls import origin_of
-from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound, SourceUnavailable
+from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound, SourceUnavailable, Unpinned
 from services.kit.names import ModelRef
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 _COMMIT_CHARS: Final = 12
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 class HfSource:
@@ -38,14 +40,23 @@ class HfSource:
         self._client: HttpClient | None = None
 
     async def resolve(self, request: PullRequest) -> Resolved:
-        """Ask the hub for the files of one commit."""
+        """Ask the hub for the files of one commit. Raises Unpinned, with the commit to ask for, for a branch."""
         ref = request.refs[0]
         info = await asyncio.to_thread(self._model_info, ref)
+        commit = info.sha or ""
+        if not _COMMIT.fullmatch(commit):
+            raise SourceUnavailable(f"the hub does not say which commit {ref} is")
+        pinned = ModelRef("hf", ref.name, tag=ref.tag, revision=commit)
+        if not _COMMIT.fullmatch(ref.revision or ""):
+            raise Unpinned(
+                f"'{ref}' names no commit, so what it is may change; pull {pinned}, which it is now",
+                metadata={"source": str(pinned)},
+            )
+        if ref.revision != commit:
+            raise SourceUnavailable(f"the hub answers for {ref} with the commit {commit}")
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         names = hub_files(list(siblings), ref.tag)
         check_paths(names)
-        commit = info.sha or ""
-        pinned = ModelRef("hf", ref.name, tag=ref.tag, revision=commit)
         short = commit[:_COMMIT_CHARS]
         card = info.card_data
         return Resolved(

@@ -221,6 +221,19 @@ class HttpClient:
             body = await self.run(lambda: read(answer), abort)
             return Document(answer.url, answer.headers.get("content-type", ""), body)
 
+    async def challenge(self, url: str) -> str:
+        """What a 401 for this URL asks for (WWW-Authenticate), or empty. Raises SourceUnavailable."""
+        try:
+            answer = await self._ask(url, {}, Abort())
+        except TryAgain as failure:
+            raise failure.error from failure
+        answer.close()
+        return answer.headers.get("www-authenticate", "") if answer.status == 401 else ""
+
+    def authorize(self, origin: str, authorization: str) -> None:
+        """Send this to that origin from now on: a token that was handed out for it, and will run out."""
+        self._credentials[origin] = authorization
+
 
 def _close_late(asking: "asyncio.Future[Answer]") -> None:
     """An answer that came when nobody waited for it any more."""

@@ -5,16 +5,20 @@ It has no network to use, no secrets, and capped memory and processor time. It d
 
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
-from services.downloader.adapters.unpack import unpack_wheels
+from services.downloader.adapters.unpack import unpack
+from services.downloader.adapters.zip_archive import WheelArchive, ZipArchive
 from services.downloader.core.inspection import inspect
 from services.kit.errors import InternalError, LaresError, UnsupportedFormat
 from services.kit.worker_port import WorkerPort
 
+ArchiveKind = Literal["wheel", "zip"]
+
 _MAX_MEMORY_BYTES: Final = 1024**3
+_ARCHIVES: Final[dict[ArchiveKind, type[ZipArchive]]] = {"wheel": WheelArchive, "zip": ZipArchive}
 
 
 class Init(msgspec.Struct):
@@ -24,9 +28,10 @@ class Init(msgspec.Struct):
 
 
 class Unpack(msgspec.Struct, tag=True):
-    """Unpack wheels into a folder, and tell which files that makes."""
+    """Unpack archives into a folder, and tell which files that makes."""
 
-    wheels: list[str]
+    archives: list[str]
+    kind: ArchiveKind
     layout_folder: str
     target: str
 
@@ -84,8 +89,9 @@ def main(init: Init, port: WorkerPort[Request, Answer]) -> None:
 def _answer(request: Request) -> Answer:
     match request:
         case Unpack():
-            wheels = [Path(wheel) for wheel in request.wheels]
-            return Unpacked(unpack_wheels(wheels, request.layout_folder, Path(request.target)))
+            archives = [Path(archive) for archive in request.archives]
+            opener = _ARCHIVES[request.kind]
+            return Unpacked(unpack(archives, opener, request.layout_folder, Path(request.target)))
         case Inspect():
             facts = inspect({path: Path(local) for path, local in request.files.items()})
             return Inspected(

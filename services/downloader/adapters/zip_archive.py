@@ -1,4 +1,4 @@
-"""A wheel as an archive that may be hostile: what is in it, and a member's bytes, checked against RECORD.
+"""A zip that may be hostile: what is in it, and a member's bytes; of a wheel, checked against its RECORD.
 
 Caps are checked on what the archive declares before anything is read, and on what really comes while it is.
 RECORD after https://packaging.python.org/en/latest/specifications/recording-installed-packages/.
@@ -39,8 +39,8 @@ _END64: Final = struct.Struct("<4sQ2H2L4Q")
 _MAX_COMMENT_BYTES: Final = 65_535
 
 
-class WheelArchive:
-    """One wheel, open. Raises UnsupportedFormat for what is no wheel that can be trusted."""
+class ZipArchive:
+    """One zip, open. Raises UnsupportedFormat for what is no zip that can be trusted."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
@@ -49,14 +49,17 @@ class WheelArchive:
             _check_directory(self._file)
             self._zip = zipfile.ZipFile(self._file)
             self._members = self._checked_members(path.stat().st_size)
-            self._digests = self._read_record()
+            self._open()
         # NotImplementedError is zipfile's word for a version or a compression that it cannot read.
         except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
             self._file.close()
-            raise UnsupportedFormat(f"{path.name} is no wheel that can be read: {error}") from error
+            raise UnsupportedFormat(f"{path.name} is no archive that can be read: {error}") from error
         except BaseException:
             self._file.close()
             raise
+
+    def _open(self) -> None:
+        """What a kind of zip reads before its members are asked for."""
 
     @property
     def names(self) -> list[str]:
@@ -68,14 +71,8 @@ class WheelArchive:
         return self._members[member].file_size
 
     def read(self, member: str) -> Iterator[bytes]:
-        """A member's bytes, in chunks. Raises DigestMismatch at the end if they are not what RECORD says."""
+        """A member's bytes, in chunks. Raises DigestMismatch, at the latest at the end, if they are damaged."""
         declared = self._members[member].file_size
-        expected = self._digests.get(member)
-        if expected is None:
-            raise UnsupportedFormat(
-                f"{self._name} has no sha256 for {member} in its RECORD; nothing was taken"
-            )
-        sha256 = hashlib.sha256()
         num_bytes = 0
         try:
             with self._zip.open(self._members[member]) as opened:
@@ -83,13 +80,10 @@ class WheelArchive:
                     num_bytes += len(chunk)
                     if num_bytes > declared:
                         raise UnsupportedFormat(f"{member} in {self._name} is longer than it declares")
-                    sha256.update(chunk)
                     yield chunk
         # NotImplementedError, as above: a member may differ from what the directory says of it.
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise DigestMismatch(f"{member} in {self._name} is damaged: {error}") from error
-        if sha256.digest() != expected:
-            raise DigestMismatch(f"{member} in {self._name} is not what its RECORD says; nothing was taken")
 
     def close(self) -> None:
         """Close the file."""
@@ -118,6 +112,27 @@ class WheelArchive:
                 f"{self._name} would unpack to {num_bytes} bytes, more than {MAX_RATIO} times its size; it was refused"
             )
         return members
+
+
+class WheelArchive(ZipArchive):
+    """One wheel, open: every byte of it is vouched for by its RECORD. Raises UnsupportedFormat as above."""
+
+    def _open(self) -> None:
+        self._digests = self._read_record()
+
+    def read(self, member: str) -> Iterator[bytes]:
+        """As above. Raises DigestMismatch at the end if the bytes are not what RECORD says."""
+        expected = self._digests.get(member)
+        if expected is None:
+            raise UnsupportedFormat(
+                f"{self._name} has no sha256 for {member} in its RECORD; nothing was taken"
+            )
+        sha256 = hashlib.sha256()
+        for chunk in super().read(member):
+            sha256.update(chunk)
+            yield chunk
+        if sha256.digest() != expected:
+            raise DigestMismatch(f"{member} in {self._name} is not what its RECORD says; nothing was taken")
 
     def _read_record(self) -> dict[str, bytes]:
         """Path -> sha256 of every member that RECORD vouches for."""
@@ -148,7 +163,7 @@ def _check_directory(file: BinaryIO) -> None:
     tail = file.read()
     at = tail.rfind(_END_MAGIC)
     if at < 0 or at + _END.size > len(tail):
-        raise UnsupportedFormat("the wheel has no list of members, so it is not whole")
+        raise UnsupportedFormat("the archive has no list of members, so it is not whole")
     _, _, _, _, num_members, num_bytes, _, _ = _END.unpack_from(tail, at)
     if at >= _END64_LOCATOR.size:
         magic, _, offset, _ = _END64_LOCATOR.unpack_from(tail, at - _END64_LOCATOR.size)
@@ -156,10 +171,10 @@ def _check_directory(file: BinaryIO) -> None:
             file.seek(min(offset, size))
             end64 = file.read(_END64.size)
             if len(end64) < _END64.size:
-                raise UnsupportedFormat("the wheel's list of members is damaged")
+                raise UnsupportedFormat("the archive's list of members is damaged")
             num_members, num_bytes = _END64.unpack(end64)[7:9]
     if num_members > MAX_MEMBERS or num_bytes > _MAX_DIRECTORY_BYTES:
         raise UnsupportedFormat(
-            f"the wheel claims to hold {num_members} files; {MAX_MEMBERS} are the most that are read"
+            f"the archive claims to hold {num_members} files; {MAX_MEMBERS} are the most that are read"
         )
     file.seek(0)

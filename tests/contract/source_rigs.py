@@ -1,0 +1,330 @@
+"""For every source a place that it pulls one model from, and ways to break that place."""
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import threading
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from services.downloader.adapters.file_source import FileSource
+from services.downloader.adapters.hf_source import HfSource
+from services.downloader.adapters.http_client import HttpLimits, Throttle
+from services.downloader.adapters.https_source import HttpsSource
+from services.downloader.adapters.lares_source import LaresSource
+from services.downloader.adapters.ollama_source import OllamaSource
+from services.downloader.adapters.pip_config import PipConfig
+from services.downloader.adapters.pypi_source import PypiSource
+from services.downloader.adapters.vosk_source import VoskSource
+from services.downloader.adapters.worker_inspector import WorkerInspector
+from services.downloader.core.ports import Source
+from tests.docker_registry import DockerRegistry, docker_registry, ollama_layer
+from tests.unit.services.downloader.http_server import Request, head, ranged, serving
+from tests.unit.services.downloader.wheels import gguf_bytes, wheel_bytes
+
+
+class Gate(Throttle):
+    """Closed, it lets two megabytes through and holds what comes after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_bytes = 0
+        self._is_open = threading.Event()
+        self._is_open.set()
+
+    def close(self) -> None:
+        self._num_bytes = 0
+        self._is_open.clear()
+
+    def open(self) -> None:
+        self._is_open.set()
+
+    def take(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > 2_000_000:
+            self._is_open.wait(60)
+
+
+GATE = Gate()
+LIMITS = HttpLimits(max_attempts=2, first_backoff_s=0.001, stall_timeout_s=5, throttle=GATE)
+GGUF = gguf_bytes() + os.urandom(3_000_000)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Rig(ABC):
+    """source: under test. ref: what there is; absent: what there is not; model: path -> bytes that make it up."""
+
+    source: Source
+    ref: str
+    absent: str
+    model: ClassVar[dict[str, bytes]] = {"m.gguf": GGUF}
+
+    @abstractmethod
+    def hostile(self) -> str:
+        """Put something there whose names lead elsewhere. Returns its reference."""
+
+
+class RemoteRig(Rig):
+    """Of a source that promises what comes. close: of the source."""
+
+    close: Callable[[], Awaitable[None]]
+
+    @abstractmethod
+    def change(self, edit: Callable[[bytes], bytes]) -> None:
+        """Change the largest file, and nothing that is said of it."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Nobody answers from now on."""
+
+
+class Shelf:
+    """A server of files by path, with ranges; what is not there is a 404."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.url = ""
+        self._serving: AbstractAsyncContextManager[object] | None = None
+
+    async def answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        body = self.files.get(request.path.split("?")[0])
+        if body is None:
+            writer.write(head("404 Not Found", content_length=0, x_error_code="RepoNotFound"))
+        else:
+            await ranged(body)(request, writer)
+
+    async def open(self) -> None:
+        opening = serving(self.answer)
+        self.url = (await opening.__aenter__()).url
+        self._serving = opening
+
+    async def stop(self) -> None:
+        if self._serving is not None:
+            await self._serving.__aexit__(None, None, None)
+            self._serving = None
+
+
+class _ShelfRig(RemoteRig):
+    path: str
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+
+    def change(self, edit: Callable[[bytes], bytes]) -> None:
+        self.shelf.files[self.path] = edit(self.shelf.files[self.path])
+
+    async def stop(self) -> None:
+        await self.shelf.stop()
+
+
+class PypiRig(_ShelfRig):
+    path = "/files/tiny_model-1.2-py3-none-any.whl"
+    ref, absent = "pypi:tiny-model==1.2", "pypi:absent"
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        self._put("tiny-model", self.path, wheel_bytes("tiny-model", "1.2", {"tiny_model/m.gguf": GGUF}))
+        config = PipConfig((f"{shelf.url}/simple",), ())
+        source = PypiSource(WorkerInspector(), LIMITS, read_config=lambda: config)
+        self.source, self.close = source, source.close
+
+    def hostile(self) -> str:
+        wheel = wheel_bytes("evil", "1", {"../evil.gguf": GGUF, "evil/m.gguf": GGUF})
+        self._put("evil", "/files/evil-1-py3-none-any.whl", wheel)
+        return "pypi:evil"
+
+    def _put(self, project: str, path: str, wheel: bytes) -> None:
+        self.shelf.files[path] = wheel
+        link = f'<a href="{path}#sha256={hashlib.sha256(wheel).hexdigest()}">{path.rpartition("/")[2]}</a>'
+        self.shelf.files[f"/simple/{project}/"] = f"<!DOCTYPE html><html><body>{link}</body></html>".encode()
+
+
+class HfRig(_ShelfRig):
+    path = f"/org/repo/resolve/{COMMIT}/m.gguf"
+    ref, absent = f"hf:org/repo@{COMMIT}", f"hf:org/absent@{COMMIT}"
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        self._put("org/repo", "m.gguf")
+        source = HfSource(shelf.url, "", LIMITS)
+        self.source, self.close = source, source.close
+
+    def hostile(self) -> str:
+        self._put("org/evil", "../../evil.gguf")
+        return f"hf:org/evil@{COMMIT}"
+
+    def _put(self, repo: str, name: str) -> None:
+        self.shelf.files[f"/{repo}/resolve/{COMMIT}/{name}"] = GGUF
+        lfs = {"sha256": hashlib.sha256(GGUF).hexdigest(), "size": len(GGUF), "pointerSize": 130}
+        sibling = {"rfilename": name, "size": len(GGUF), "blobId": "0" * 40, "lfs": lfs}
+        info = {"id": repo, "sha": COMMIT, "siblings": [sibling], "tags": []}
+        self.shelf.files[f"/api/models/{repo}/revision/{COMMIT}"] = json.dumps(info).encode()
+
+
+class HttpsRig(_ShelfRig):
+    """Over http, which this machine may speak with itself."""
+
+    path = "/models/m.gguf"
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        shelf.files[self.path] = GGUF
+        self.ref = f"{shelf.url}{self.path}#sha256={hashlib.sha256(GGUF).hexdigest()}"
+        self.absent = f"{shelf.url}/models/absent.gguf"
+        source = HttpsSource(WorkerInspector(), LIMITS)
+        self.source, self.close = source, source.close
+
+    def hostile(self) -> str:
+        self.shelf.files["/models/%2e%2e%2fevil.gguf"] = GGUF
+        return f"{self.shelf.url}/models/%2e%2e%2fevil.gguf"
+
+
+class LaresRig(_ShelfRig):
+    path = f"/hf/tiny/resolve/{COMMIT}/m.gguf"
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        self._house = shelf.url.removeprefix("http://")
+        self._put("tiny", "m.gguf")
+        self.ref, self.absent = f"lares:{self._house}/tiny", f"lares:{self._house}/absent"
+        source = LaresSource(LIMITS)
+        self.source, self.close = source, source.close
+
+    def hostile(self) -> str:
+        self._put("evil", "../../evil.gguf")
+        return f"lares:{self._house}/evil"
+
+    def _put(self, model: str, name: str) -> None:
+        self.shelf.files[f"/hf/{model}/resolve/{COMMIT}/{name}"] = GGUF
+        lfs = {"sha256": hashlib.sha256(GGUF).hexdigest(), "size": len(GGUF)}
+        record = {"version": "1", "revision": "1", "provider": "pypi", "kind": "text_generation"}
+        info = {
+            "sha": COMMIT,
+            "cardData": {},
+            "siblings": [{"rfilename": name, "size": len(GGUF), "lfs": lfs}],
+            "lares": {**record, "capabilities": [], "description": "", "languages": []},
+        }
+        for revision in ("main", "1"):
+            self.shelf.files[f"/hf/api/models/{model}/revision/{revision}"] = json.dumps(info).encode()
+
+
+class VoskRig(_ShelfRig):
+    path = "/vosk-model-small-ko-0.22.zip"
+    ref, absent = "vosk:ko", "vosk:xx"
+    model: ClassVar[dict[str, bytes]] = {"am/final.mdl": GGUF, "conf/model.conf": b"x", "graph/Gr.fst": b"y"}
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        self._entries: list[dict[str, object]] = []
+        self._put("vosk-model-small-ko-0.22", "ko", self.model)
+        source = VoskSource(shelf.url, WorkerInspector(), LIMITS)
+        self.source, self.close = source, source.close
+
+    def hostile(self) -> str:
+        self._put("vosk-model-small-evil-1", "evil", {**self.model, "../../evil": b"x"})
+        return "vosk:evil"
+
+    def _put(self, name: str, language: str, files: dict[str, bytes]) -> None:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path, content in files.items():
+                archive.writestr(f"{name}/{path}", content)
+        body = buffer.getvalue()
+        self.shelf.files[f"/{name}.zip"] = body
+        entry = {
+            "lang": language,
+            "name": name,
+            "url": f"{self.shelf.url}/{name}.zip",
+            "md5": hashlib.md5(body).hexdigest(),
+            "size": len(body),
+            "type": "small",
+            "obsolete": "false",
+        }
+        self._entries.append(entry)
+        self.shelf.files["/model-list.json"] = json.dumps(self._entries).encode()
+
+
+class OllamaRig(RemoteRig):
+    """A real registry; what it would not accept is put onto its disk."""
+
+    ref, absent = "ollama:tiny:1b", "ollama:tiny:absent"
+    model: ClassVar[dict[str, bytes]] = {
+        "model.gguf": GGUF,
+        "template": b"{{ .Prompt }}",
+        "system": b"Be brief.",
+        "params.json": b'{"stop": ["x"]}',
+        "license": b"\n  MIT License\nCopyright",
+    }
+
+    def __init__(self, registry: DockerRegistry) -> None:
+        self.registry = registry
+        kinds = ("model", "template", "system", "params", "license")
+        self.layers = [
+            (ollama_layer(kind), content) for kind, content in zip(kinds, self.model.values(), strict=True)
+        ]
+        registry.push("library/tiny", "1b", self.layers)
+        source = OllamaSource(registry.url, LIMITS)
+        self.source, self.close = source, source.close
+
+    def hostile(self) -> str:
+        manifest = self.registry.blob_file(self.registry.push("library/evil", "latest", self.layers))
+        digest = hashlib.sha256(GGUF).hexdigest().encode()
+        manifest.write_bytes(manifest.read_bytes().replace(digest, b"../../../../../../../../evil"))
+        return "ollama:evil"
+
+    def change(self, edit: Callable[[bytes], bytes]) -> None:
+        file = self.registry.blob_file(f"sha256:{hashlib.sha256(GGUF).hexdigest()}")
+        file.write_bytes(edit(file.read_bytes()))
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.registry.stop)
+
+
+class FileRig(Rig):
+    """It promises nothing: the file is its owner's, who may change it, and copying it begins anew."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "m.gguf").write_bytes(GGUF)
+        self.folder = folder
+        self.ref, self.absent = f"file:{folder / 'm.gguf'}", f"file:{folder / 'absent.gguf'}"
+        self.source = FileSource()
+
+    def hostile(self) -> str:
+        evil = self.folder / "evil"
+        evil.mkdir()
+        (evil / "..\\evil.gguf").write_bytes(GGUF)
+        return f"file:{evil}"
+
+
+REMOTE: dict[str, type[_ShelfRig]] = {
+    "pypi": PypiRig,
+    "hf": HfRig,
+    "https": HttpsRig,
+    "vosk": VoskRig,
+    "lares": LaresRig,
+}
+
+
+@asynccontextmanager
+async def rig_of(name: str, folder: Path) -> AsyncIterator[Rig]:
+    """The rig of a source, while the block runs. folder: an empty one."""
+    if name == "file":
+        yield FileRig(folder)
+    elif name == "ollama":
+        with docker_registry(folder) as registry:
+            rig = OllamaRig(registry)
+            yield rig
+            await rig.close()
+    else:
+        shelf = Shelf()
+        await shelf.open()
+        rig_on_shelf = REMOTE[name](shelf)
+        yield rig_on_shelf
+        await rig_on_shelf.close()
+        await shelf.stop()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.downloader.core.models import StoredFile
 from services.downloader.core.paths import check_paths
-from services.downloader.core.ports import Area, Blob, Disk, Measure
+from services.downloader.core.ports import Area, Arrival, Blob, Disk, Measure
 from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, OffsetPastEnd
 from services.kit.names import parse_digest, parse_id
 
@@ -80,25 +80,22 @@ class MemoryBlobStore:
     async def create(self, name: str) -> MemoryIngestFile:
         return MemoryIngestFile(self.ingest(name) / "blob")
 
-    async def examine(
-        self,
-        file: Path,
-        *,
-        size_bytes: int | None = None,
-        digest: str | None = None,
-        sha256: str | None = None,
-    ) -> Blob:
-        content = file.read_bytes()
-        found = Blob(f"sha256:{sha256 or hashlib.sha256(content).hexdigest()}", len(content))
-        if size_bytes not in (None, found.size_bytes) or digest not in (None, found.digest):
-            raise DigestMismatch(f"{file.name} is not what was promised")
+    async def examine(self, files: Sequence[Arrival]) -> list[Blob]:
+        found = []
+        for file in files:
+            content = file.path.read_bytes()
+            blob = Blob(f"sha256:{file.sha256 or hashlib.sha256(content).hexdigest()}", len(content))
+            if file.size_bytes not in (None, blob.size_bytes) or file.digest not in (None, blob.digest):
+                raise DigestMismatch(f"{file.path.name} is not what was promised")
+            found.append(blob)
         return found
 
-    async def adopt(self, file: Path, blob: Blob) -> None:
-        self.bytes_of[parse_digest(blob.digest)] = file.read_bytes()
-        self.damaged.discard(blob.digest)
-        self.change_times[blob.digest] = self._now()
-        file.unlink()
+    async def adopt(self, files: Sequence[tuple[Path, Blob]]) -> None:
+        for file, blob in files:
+            self.bytes_of[parse_digest(blob.digest)] = file.read_bytes()
+            self.damaged.discard(blob.digest)
+            self.change_times[blob.digest] = self._now()
+            file.unlink()
 
     async def size(self, digest: str) -> int | None:
         content = self.bytes_of.get(parse_digest(digest))

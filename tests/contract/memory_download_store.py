@@ -1,6 +1,6 @@
 """`DownloadStore` in memory, for unit tests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from services.downloader.core.download import Download, DownloadState
@@ -45,8 +45,9 @@ class MemoryDownloadStore:
     async def delete_lease(self, lease_id: str) -> bool:
         return self._leases.pop(lease_id, None) is not None
 
-    async def keep(self, digest: str, until: datetime, *, keeper: str) -> None:
-        self._kept[digest, keeper] = max(until, self._kept.get((digest, keeper), until))
+    async def keep(self, digests: Iterable[str], until: datetime, *, keeper: str) -> None:
+        for digest in digests:
+            self._kept[digest, keeper] = max(until, self._kept.get((digest, keeper), until))
 
     async def let_go(self, keeper: str) -> None:
         self._kept = {key: until for key, until in self._kept.items() if key[1] != keeper}

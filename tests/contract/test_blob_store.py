@@ -12,7 +12,7 @@ import pytest
 
 from services.downloader.adapters.disk_blob_store import DiskBlobStore
 from services.downloader.core.models import StoredFile
-from services.downloader.core.ports import Area, Blob, BlobStore
+from services.downloader.core.ports import Area, Arrival, Blob, BlobStore
 from services.kit.errors import (
     BlobNotFound,
     CorruptBlob,
@@ -46,8 +46,8 @@ async def put(store: BlobStore, content: bytes = CONTENT) -> Blob:
     file = await store.create("x")
     await file.write(content)
     await file.close()
-    blob = await store.examine(file.path)
-    await store.adopt(file.path, blob)
+    [blob] = await store.examine([Arrival(file.path)])
+    await store.adopt([(file.path, blob)])
     return blob
 
 
@@ -93,15 +93,15 @@ async def test_a_wrong_size_or_digest_is_refused_and_nothing_is_stored(store: Bl
     await file.write(CONTENT)
     await file.close()
     with pytest.raises(DigestMismatch):
-        await store.examine(file.path, size_bytes=len(CONTENT) + 1)
+        await store.examine([Arrival(file.path, size_bytes=len(CONTENT) + 1)])
     with pytest.raises(DigestMismatch):
-        await store.examine(file.path, digest=ABSENT)
+        await store.examine([Arrival(file.path, digest=ABSENT)])
     assert await store.blobs() == []
-    assert (await store.examine(file.path, size_bytes=len(CONTENT), digest=DIGEST)).digest == DIGEST
+    assert (await store.examine([Arrival(file.path, len(CONTENT), DIGEST)]))[0].digest == DIGEST
     known = DIGEST.removeprefix("sha256:")
-    assert (await store.examine(file.path, digest=DIGEST, sha256=known)).digest == DIGEST
+    assert (await store.examine([Arrival(file.path, digest=DIGEST, sha256=known)]))[0].digest == DIGEST
     with pytest.raises(DigestMismatch):
-        await store.examine(file.path, digest=ABSENT, sha256=known)
+        await store.examine([Arrival(file.path, digest=ABSENT, sha256=known)])
 
 
 async def test_storing_the_same_bytes_twice_keeps_one(store: BlobStore) -> None:

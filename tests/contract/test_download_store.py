@@ -90,9 +90,9 @@ async def test_a_lease_is_saved_renewed_and_deleted_once(store: DownloadStore) -
 
 
 async def test_a_blob_is_kept_until_the_latest_time_that_was_asked_for(store: DownloadStore) -> None:
-    await store.keep("sha256:a", NOW + timedelta(hours=2), keeper="k")
-    await store.keep("sha256:a", NOW + timedelta(hours=1), keeper="k")
-    await store.keep("sha256:b", NOW + timedelta(hours=1), keeper="k")
+    await store.keep(["sha256:a"], NOW + timedelta(hours=2), keeper="k")
+    await store.keep(["sha256:a"], NOW + timedelta(hours=1), keeper="k")
+    await store.keep(["sha256:b", "sha256:a"], NOW + timedelta(hours=1), keeper="k")
     assert await store.kept(NOW) == {"sha256:a", "sha256:b"}
     assert await store.kept(NOW + timedelta(minutes=90)) == {"sha256:a"}
     assert await store.kept(NOW + timedelta(hours=2)) == frozenset()
@@ -100,7 +100,7 @@ async def test_a_blob_is_kept_until_the_latest_time_that_was_asked_for(store: Do
 
 async def test_a_blob_is_kept_until_its_last_keeper_lets_go(store: DownloadStore) -> None:
     for keeper in ("first", "second"):
-        await store.keep("sha256:a", NOW + timedelta(hours=1), keeper=keeper)
+        await store.keep(["sha256:a"], NOW + timedelta(hours=1), keeper=keeper)
     await store.let_go("first")
     assert await store.kept(NOW) == {"sha256:a"}
     await store.let_go("second")

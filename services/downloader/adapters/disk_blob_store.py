@@ -28,10 +28,11 @@ from services.downloader.adapters.disk_delete import (
     measure_folder,
 )
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
+from services.downloader.adapters.disk_sync import sync_files, sync_folder
 from services.downloader.adapters.disk_views import DiskViews
 from services.downloader.core.ids import new_id
 from services.downloader.core.models import StoredFile
-from services.downloader.core.ports import Area, Blob, Disk, Measure
+from services.downloader.core.ports import Area, Arrival, Blob, Disk, Measure
 from services.kit.errors import BlobNotFound, CorruptBlob, DigestMismatch, OffsetPastEnd
 from services.kit.names import parse_digest, parse_id
 
@@ -109,20 +110,13 @@ class DiskBlobStore:
         """Begin to write a file."""
         return DiskIngestFile(self.ingest(name) / "blob")
 
-    async def examine(
-        self,
-        file: Path,
-        *,
-        size_bytes: int | None = None,
-        digest: str | None = None,
-        sha256: str | None = None,
-    ) -> Blob:
-        """Sync, check size, check digest."""
-        return await asyncio.to_thread(_examine, file, size_bytes, digest, sha256)
+    async def examine(self, files: Sequence[Arrival]) -> list[Blob]:
+        """Sync, check sizes, check digests."""
+        return await asyncio.to_thread(self._examine, files)
 
-    async def adopt(self, file: Path, blob: Blob) -> None:
-        """Rename, sync the folder."""
-        await asyncio.to_thread(self._adopt, file, blob)
+    async def adopt(self, files: Sequence[tuple[Path, Blob]]) -> None:
+        """Rename, sync the folders."""
+        await asyncio.to_thread(self._adopt, files)
 
     async def size(self, digest: str) -> int | None:
         """Length of a blob, or None."""
@@ -205,19 +199,28 @@ class DiskBlobStore:
         """Delete a view; the blobs stay."""
         await asyncio.to_thread(self._views.delete, manifest)
 
-    def _adopt(self, file: Path, blob: Blob) -> None:
-        path = self.blob_path(blob.digest)
-        with translated_disk_errors(path):
-            if not path.parent.exists():
-                path.parent.mkdir(exist_ok=True)
-                _sync_folder(self._blobs)
-            _seal(file)
-            with self._changing:
-                before = _size(path) or 0
-                # Rename last: a crash must leave no half-written blob under its digest.
-                file.replace(path)
-                self._stored_bytes += blob.size_bytes - before
-            _sync_folder(path.parent)
+    def _examine(self, files: Sequence[Arrival]) -> list[Blob]:
+        with translated_disk_errors(self._ingest):
+            sync_files([file.path for file in files])
+            return [_examined(file) for file in files]
+
+    def _adopt(self, files: Sequence[tuple[Path, Blob]]) -> None:
+        changed: set[Path] = set()
+        with translated_disk_errors(self._blobs):
+            for file, blob in files:
+                path = self.blob_path(blob.digest)
+                if not path.parent.exists():
+                    path.parent.mkdir(exist_ok=True)
+                    changed.add(self._blobs)
+                _seal(file)
+                with self._changing:
+                    before = _size(path) or 0
+                    # Rename last: a crash must leave no half-written blob under its digest.
+                    file.replace(path)
+                    self._stored_bytes += blob.size_bytes - before
+                changed.add(path.parent)
+            for folder in sorted(changed):
+                sync_folder(folder)
 
     def _delete(self, digest: str) -> int:
         path = self.blob_path(digest)
@@ -245,8 +248,8 @@ class DiskBlobStore:
             except FileNotFoundError:
                 return False
             self._stored_bytes -= before
-            _sync_folder(path.parent)
-            _sync_folder(self._quarantine)
+            sync_folder(path.parent)
+            sync_folder(self._quarantine)
         return True
 
     def _drop_put_aside(self, digest: str) -> int:
@@ -330,14 +333,13 @@ def sha256_of(file: Path) -> str:
         return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
-def _examine(file: Path, size_bytes: int | None, digest: str | None, sha256: str | None) -> Blob:
-    with translated_disk_errors(file):
-        _sync(file)
-        found = Blob(sha256_of(file) if sha256 is None else f"sha256:{sha256}", file.stat().st_size)
-    if size_bytes is not None and found.size_bytes != size_bytes:
-        raise DigestMismatch(f"{file.name} has {found.size_bytes} bytes instead of {size_bytes}")
-    if digest is not None and found.digest != digest:
-        raise DigestMismatch(f"{file.name} has the digest {found.digest} instead of {digest}")
+def _examined(file: Arrival) -> Blob:
+    sha256 = sha256_of(file.path) if file.sha256 is None else f"sha256:{file.sha256}"
+    found = Blob(sha256, file.path.stat().st_size)
+    if file.size_bytes not in (None, found.size_bytes):
+        raise DigestMismatch(f"{file.path.name} has {found.size_bytes} bytes instead of {file.size_bytes}")
+    if file.digest not in (None, found.digest):
+        raise DigestMismatch(f"{file.path.name} has the digest {found.digest} instead of {file.digest}")
     return found
 
 
@@ -351,23 +353,3 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _sync(file: Path) -> None:
-    # Windows syncs only what is open for writing. Elsewhere the file may be read only already: sealed by an
-    # adoption that was killed.
-    descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in it survive a power cut. Windows has no such call, and needs none for NTFS."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

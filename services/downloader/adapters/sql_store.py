@@ -1,12 +1,12 @@
 """`DownloadStore` in tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Table, delete, insert, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, insert, select, update
 from sqlalchemy.engine import URL, Row
 from sqlalchemy.orm import Session
 
@@ -89,17 +89,20 @@ class SqlStore:
         query = delete(leases).where(leases.c.id == lease_id).returning(leases.c.id)
         return await self._database.run(lambda session: session.execute(query).first() is not None)
 
-    async def keep(self, digest: str, until: datetime, *, keeper: str) -> None:
-        """Keep a blob from garbage collection for a download or a writer, at least until then."""
-        this = (kept_blobs.c.digest == digest) & (kept_blobs.c.keeper == keeper)
-        row = {"digest": digest, "keeper": keeper, "expire_time": until}
+    async def keep(self, digests: Iterable[str], until: datetime, *, keeper: str) -> None:
+        """Keep blobs from garbage collection for a download or a writer, at least until then."""
+        wanted = set(digests)
+        own = kept_blobs.c.keeper == keeper
+        is_shorter = own & (kept_blobs.c.digest == bindparam("this")) & (kept_blobs.c.expire_time < until)
 
         def work(session: Session) -> None:
-            before = session.execute(select(kept_blobs.c.expire_time).where(this)).scalar_one_or_none()
-            if before is None:
-                session.execute(insert(kept_blobs).values(row))
-            elif before < until:
-                session.execute(update(kept_blobs).where(this).values(row))
+            known = set(session.execute(select(kept_blobs.c.digest).where(own)).scalars()) & wanted
+            rows = [{"digest": digest, "keeper": keeper, "expire_time": until} for digest in wanted - known]
+            if rows:
+                session.execute(insert(kept_blobs), rows)
+            if known:
+                prolong = update(kept_blobs).where(is_shorter).values(expire_time=until)
+                session.connection().execute(prolong, [{"this": digest} for digest in known])
 
         await self._database.run(work)
 

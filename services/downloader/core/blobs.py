@@ -5,7 +5,7 @@ in the same breath. One lock makes both whole. It is held for a moment, never fo
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from services.downloader.core.ids import new_id
-from services.downloader.core.ports import Blob, BlobStore, DownloadStore
+from services.downloader.core.ports import Arrival, Blob, BlobStore, DownloadStore
 from services.downloader.core.space import Space, SpaceLimits
 from services.kit.errors import BlobNotFound, DigestMismatch, FieldViolation, InvalidArgument
 from services.kit.names import parse_digest
@@ -57,27 +57,16 @@ class Blobs:
         self.space = Space(store, limits or SpaceLimits())
         self._adoptions: list[set[str]] = []
 
-    async def adopt(
-        self,
-        file: Path,
-        *,
-        keeper: str,
-        size_bytes: int | None = None,
-        digest: str | None = None,
-        sha256: str | None = None,
-    ) -> Blob:
-        """Check a file of an ingest folder and store it, kept for `keeper`. sha256: see `BlobStore.examine`.
-
-        Raises DigestMismatch, DiskFull.
-        """
-        blob = await self.store.examine(file, size_bytes=size_bytes, digest=digest, sha256=sha256)
+    async def adopt(self, files: Sequence[Arrival], *, keeper: str) -> list[Blob]:
+        """Check files of an ingest folder and store them, kept for `keeper`. Raises DigestMismatch, DiskFull."""
+        blobs = await self.store.examine(files)
         async with self.lock:
-            await self.records.keep(blob.digest, self.now() + KEEP_FRESH, keeper=keeper)
-            await self.store.adopt(file, blob)
-            self.space.settle(keeper, blob.size_bytes)
+            await self.records.keep((blob.digest for blob in blobs), self.now() + KEEP_FRESH, keeper=keeper)
+            await self.store.adopt([(file.path, blob) for file, blob in zip(files, blobs, strict=True)])
+            self.space.settle(keeper, sum(blob.size_bytes for blob in blobs))
             for noted in self._adoptions:
-                noted.add(blob.digest)
-        return blob
+                noted.update(blob.digest for blob in blobs)
+        return blobs
 
     @contextmanager
     def noted_adoptions(self) -> Iterator[set[str]]:
@@ -89,13 +78,13 @@ class Blobs:
         finally:
             self._adoptions.remove(noted)
 
-    async def keep(self, blobs: Iterable[Blob], *, keeper: str) -> None:
+    async def keep(self, blobs: Collection[Blob], *, keeper: str) -> None:
         """Keep blobs from now on that are about to be referred to. Raises BlobNotFound if one is gone."""
         async with self.lock:
             for blob in blobs:
                 if await self.store.size(blob.digest) != blob.size_bytes:
                     raise BlobNotFound.named(blob.digest)
-                await self.records.keep(blob.digest, self.now() + KEEP_FRESH, keeper=keeper)
+            await self.records.keep((blob.digest for blob in blobs), self.now() + KEEP_FRESH, keeper=keeper)
 
     async def held(self) -> set[str]:
         """Digests that no collection takes now, referred to or not: fresh ones, and those under a lease."""
@@ -159,7 +148,8 @@ class Blobs:
 
     async def _adopt_written(self, name: str, file: Path, size_bytes: int, expected: str | None) -> Blob:
         try:
-            return await self.adopt(file, keeper=name, size_bytes=size_bytes, digest=expected)
+            [blob] = await self.adopt([Arrival(file, size_bytes, expected)], keeper=name)
+            return blob
         except DigestMismatch as error:
             why = "is not the digest of the bytes that came"
             raise DigestMismatch(

@@ -1,6 +1,6 @@
 """What the core needs from outside. Each port is fulfilled by an adapter, and by a fake in the tests."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
@@ -32,6 +32,19 @@ class Blob:
 
     digest: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A file in an ingest folder, and what it is to be. digest: `sha256:<hex>`.
+
+    sha256: in hex, where somebody has computed it from these very bytes: they are not read again.
+    """
+
+    path: Path
+    size_bytes: int | None = None
+    digest: str | None = None
+    sha256: str | None = None
 
 
 class Area(Enum):
@@ -99,21 +112,11 @@ class BlobStore(Protocol):
     async def create(self, name: str) -> IngestFile:
         """Begin to write a file into the ingest folder of that id."""
 
-    async def examine(
-        self,
-        file: Path,
-        *,
-        size_bytes: int | None = None,
-        digest: str | None = None,
-        sha256: str | None = None,
-    ) -> Blob:
-        """Put an ingested file onto the disk for good, and check its size and digest. Raises DigestMismatch.
+    async def examine(self, files: Sequence[Arrival]) -> list[Blob]:
+        """Put ingested files onto the disk for good, and check sizes and digests. Raises DigestMismatch, DiskFull."""
 
-        sha256: in hex, where somebody has computed it from these very bytes; they are not read again.
-        """
-
-    async def adopt(self, file: Path, blob: Blob) -> None:
-        """Move an examined file to its digest's path, and put that onto the disk too.
+    async def adopt(self, files: Sequence[tuple[Path, Blob]]) -> None:
+        """Move examined files to their digests' paths, and put that onto the disk too.
 
         What is there already is replaced, which repairs it. Raises DiskFull.
         """
@@ -369,8 +372,8 @@ class DownloadStore(Protocol):
     async def delete_lease(self, lease_id: str) -> bool:
         """Whether it was there."""
 
-    async def keep(self, digest: str, until: datetime, *, keeper: str) -> None:
-        """Keep a blob from garbage collection for a download or a writer, at least until then."""
+    async def keep(self, digests: Iterable[str], until: datetime, *, keeper: str) -> None:
+        """Keep blobs from garbage collection for a download or a writer, at least until then."""
 
     async def let_go(self, keeper: str) -> None:
         """What was kept for it alone is kept no more."""

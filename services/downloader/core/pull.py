@@ -25,6 +25,7 @@ from services.downloader.core.models import (
     VersionRecord,
 )
 from services.downloader.core.ports import (
+    Arrival,
     Blob,
     Inspector,
     LocalFile,
@@ -116,10 +117,10 @@ class Puller:
         # Not the archives that they came from: those go before anybody else could want the room.
         claim.arrived(await asyncio.to_thread(_size_to_store, locals_, fetched))
         report.enter(DownloadPhase.VERIFYING)
-        files = [await self._store(file, fetched, download.id) for file in locals_]
+        files = await self._store(locals_, fetched, download.id)
         report.enter(DownloadPhase.COMMITTING)
         # Once more: of a large model the first file may have been stored long ago.
-        await self.blobs.keep((Blob(file.digest, file.size_bytes) for file in files), keeper=download.id)
+        await self.blobs.keep([Blob(file.digest, file.size_bytes) for file in files], keeper=download.id)
         version_id = resolved.version_id or manifest_digest(files)[:_MANIFEST_CHARS]
         await self._record(download, plan, resolved, version_id, facts, files)
         await self.blobs.let_go(download.id)
@@ -219,12 +220,23 @@ class Puller:
             return None
         return blob
 
-    async def _store(self, file: LocalFile, fetched: _Fetched, keeper: str) -> StoredFile:
-        blob = fetched.stored.get(file.local)
-        if blob is None:
-            sha256 = fetched.sha256s.get(file.local)
-            blob = await self.blobs.adopt(file.local, keeper=keeper, sha256=sha256)
-        return StoredFile(file.path, blob.size_bytes, blob.digest)
+    async def _store(self, files: Sequence[LocalFile], fetched: _Fetched, keeper: str) -> list[StoredFile]:
+        stored = dict(fetched.stored)
+        arrivals = [
+            Arrival(file.local, sha256=fetched.sha256s.get(file.local))
+            for file in files
+            if file.local not in stored
+        ]
+        stored.update(
+            zip(
+                (arrival.path for arrival in arrivals),
+                await self.blobs.adopt(arrivals, keeper=keeper),
+                strict=True,
+            )
+        )
+        return [
+            StoredFile(file.path, stored[file.local].size_bytes, stored[file.local].digest) for file in files
+        ]
 
     async def _record(
         self,

@@ -12,6 +12,7 @@ from services.downloader.adapters.disk_blob_store import DiskBlobStore, DiskInge
 from services.downloader.adapters.folder_lock import FolderLock
 from services.downloader.adapters.partial_file import PartialFile
 from services.downloader.core.models import StoredFile
+from services.downloader.core.ports import Arrival
 from services.kit.errors import DiskFull, FailedPrecondition
 from services.kit.manifest import manifest_digest
 
@@ -83,8 +84,8 @@ async def test_a_view_works_without_symbolic_links(tmp_path: Path, monkeypatch: 
     file = await store.create("x")
     await file.write(b"weights")
     await file.close()
-    blob = await store.examine(file.path)
-    await store.adopt(file.path, blob)
+    [blob] = await store.examine([Arrival(file.path)])
+    await store.adopt([(file.path, blob)])
     files = [StoredFile("a/m.gguf", blob.size_bytes, blob.digest)]
     view = await store.open_view(manifest_digest(files), files)
     assert (view / "a" / "m.gguf").read_bytes() == b"weights"
@@ -98,8 +99,8 @@ async def test_a_store_that_was_moved_still_shows_its_views(tmp_path: Path) -> N
     file = await store.create("x")
     await file.write(b"weights")
     await file.close()
-    blob = await store.examine(file.path)
-    await store.adopt(file.path, blob)
+    [blob] = await store.examine([Arrival(file.path)])
+    await store.adopt([(file.path, blob)])
     files = [StoredFile("deep/m.gguf", blob.size_bytes, blob.digest)]
     view = await store.open_view(manifest_digest(files), files)
     (tmp_path / "here").rename(tmp_path / "there")

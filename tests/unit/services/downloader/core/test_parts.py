@@ -21,43 +21,83 @@ def missing(parts: Parts) -> set[int]:
     return found
 
 
-@given(SIZES, st.data())
-def test_any_number_of_connections_fill_a_file_without_overlap(size_bytes: int, data: st.DataObject) -> None:
-    parts = Parts(size_bytes)
-    written: list[tuple[int, int]] = []
-    busy: list[Range] = []
-    while not parts.is_whole:
-        action = data.draw(st.sampled_from(["take", "split", "write", "finish", "restart"]))
-        if action == "restart" and data.draw(st.booleans()):
-            parts, busy = Parts(size_bytes, parts.counts), []
-        elif action in ("take", "split") or not busy:
-            taken = parts.take() if action != "split" or not busy else parts.split()
-            if taken is not None:
-                assert all(
-                    taken.end is not None
-                    and other.end is not None
-                    and (taken.end <= other.next or other.end <= taken.next)
-                    for other in busy
-                )
-                busy.append(taken)
-            elif not busy:
-                assert parts.is_whole, "what is missing and nobody's is taken"
-        else:
-            taken = data.draw(st.sampled_from(busy))
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["take", "split", "write", "write", "give back", "restart"]),
+        st.integers(0, 7),
+        st.integers(0, 3 * SEGMENT_BYTES),
+    ),
+    max_size=40,
+)
+
+
+class Connections:
+    """What several of them do with a file, and what they have written."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.parts = Parts(size_bytes)
+        self.busy: list[Range] = []
+        self.written: list[tuple[int, int]] = []
+
+    def begin(self, taken: Range | None) -> bool:
+        """Work on a range, which nobody else does."""
+        if taken is None:
+            return False
+        for other in self.busy:
             assert taken.end is not None
-            left = taken.end - taken.next
-            num_bytes = left if action == "finish" else data.draw(st.integers(0, left))
-            written.append((taken.next, num_bytes))
-            parts.wrote(taken, num_bytes)
-            if taken.is_done or data.draw(st.booleans()):
-                parts.give_back(taken)
-                busy.remove(taken)
+            assert other.end is not None
+            assert taken.end <= other.next or other.end <= taken.next
+        self.busy.append(taken)
+        return True
+
+    def write(self, taken: Range, num_bytes: int) -> None:
+        """Some more of a range."""
+        num_bytes = taken.room(num_bytes)
+        self.written.append((taken.next, num_bytes))
+        self.parts.wrote(taken, num_bytes)
+
+    def end(self, taken: Range) -> None:
+        """It has failed, or is done."""
+        self.parts.give_back(taken)
+        self.busy.remove(taken)
+
+    def restart(self) -> None:
+        """Only what was counted survives."""
+        assert self.parts.size_bytes is not None
+        self.parts, self.busy = Parts(self.parts.size_bytes, self.parts.counts), []
+
+
+@given(SIZES, ACTIONS)
+def test_any_number_of_connections_fill_a_file_without_overlap(
+    size_bytes: int, actions: list[tuple[str, int, int]]
+) -> None:
+    file = Connections(size_bytes)
+    for action, which, num_bytes in actions:
+        taken = file.busy[which % len(file.busy)] if file.busy else None
+        match action:
+            case "take":
+                file.begin(file.parts.take())
+            case "split":
+                file.begin(file.parts.split())
+            case "restart":
+                file.restart()
+            case "write" if taken is not None:
+                file.write(taken, num_bytes)
+            case "give back" if taken is not None:
+                file.end(taken)
+    while file.busy or file.begin(file.parts.take()):
+        taken = file.busy[0]
+        file.write(taken, size_bytes)
+        file.end(taken)
+    parts = file.parts
     assert not missing(parts)
-    assert parts.frontier == parts.num_bytes == size_bytes == sum(num for _, num in written)
+    assert parts.is_whole
+    assert parts.frontier == parts.num_bytes == size_bytes
     end = 0
-    for start, num_bytes in sorted(written):
-        assert start == end or not num_bytes, "no byte twice, none left out"
+    for start, num_bytes in sorted(each for each in file.written if each[1]):
+        assert start == end, "no byte twice, none left out"
         end += num_bytes
+    assert end == size_bytes
 
 
 @given(SIZES)

@@ -22,7 +22,7 @@ COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --genera
 	$(addprefix --extra=,$(EXTRAS)) $(ARGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help up chat test bench-engine bench-gpu lint format proto lock release-contract clean
+.PHONY: help up chat test bench-engine bench-store bench-gpu lint format proto lock release-contract clean
 
 help:  ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: $(DEV) $(NODE)  ## Install what the tests need, then run them all (ARGS="-
 
 bench-engine: $(DEV)  ## Compare the engine with other servers: hours (ARGS="--quick --model starter")
 	$(BIN)/python -m bench.engine $(ARGS)
+
+bench-store: $(DEV)  ## Compare pulls with other downloaders: minutes (ARGS="--quick"; needs nginx, aria2, wget)
+	$(BIN)/python -m bench.store $(ARGS)
 
 bench-gpu: $(DEV)  ## Measure the engine on a CUDA card (ARGS="--folder DIR")
 	$(BIN)/python -m bench.gpu $(ARGS)

@@ -110,7 +110,7 @@ class Puller:
         if plan.entry is not None and plan.entry.generation:
             locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
         # Not the archives that they came from: those go before anybody else could want the room.
-        claim.arrived(await asyncio.to_thread(_size_to_store, locals_, fetched))
+        claim.unpacked(await asyncio.to_thread(_size_to_store, locals_, fetched))
         report.enter(DownloadPhase.VERIFYING)
         files = [await self._store(file, fetched, download.id) for file in locals_]
         report.enter(DownloadPhase.COMMITTING)

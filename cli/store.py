@@ -126,7 +126,7 @@ def cleanup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
     as_json: console.Json = False,
 ) -> None:
-    """Remove old versions. The current one, the pinned, the loaded and those with adapters always stay."""
+    """Remove old versions. What is current, loaded, the base of an adapter or labelled `pinned` always stays."""
 
     async def work(client: Client) -> None:
         names = [model_name(ServedName.parse(model, field="models").model_id) for model in models or []]

@@ -300,6 +300,25 @@ async def test_what_is_stored_is_counted_when_the_store_is_opened(tmp_path: Path
     assert opened(tmp_path).stored_bytes == store.stored_bytes == 8
 
 
+async def test_a_view_of_hard_links_shows_the_blob_that_was_brought_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    store = opened(tmp_path)
+    blob = await put(store)
+    files = [StoredFile("model.gguf", blob.size_bytes, blob.digest)]
+    view = await store.open_view(manifest_digest(files), files)
+    assert (view / "model.gguf").stat().st_nlink == 2
+    store.blob_path(DIGEST).chmod(0o644)
+    store.blob_path(DIGEST).write_bytes(bytes(len(CONTENT)))
+    await store.quarantine(DIGEST)
+    await put(store)
+    assert (await store.open_view(manifest_digest(files), files) / "model.gguf").read_bytes() == CONTENT
+
+
 @pytest.fixture
 def second_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A hard link to each file that is deleted, made in the moment before it goes: what its disk blocks hold then."""

@@ -37,6 +37,17 @@ def test_pull_again_fetches_nothing(house: House) -> None:
     assert house.json("pull", STARTER)["completed_bytes"] == 0
 
 
+def test_the_store_is_looked_after(house: House) -> None:
+    usage = house.json("df")
+    assert usage["referenced"]["size_bytes"] > 80_000_000
+    assert f"models/{STARTER}" in [each["model"] for each in usage["models"]]
+    validated = house.json("validate", STARTER)
+    assert {version["verdict"] for version in validated["versions"]} == {"VERSION_VERDICT_WHOLE"}
+    assert validated["bad_files"] == []
+    assert house.json("gc", "--dry-run")["dry_run"] is True
+    assert house.json("cleanup", "--keep", "1", STARTER, "--dry-run")["versions"] == []
+
+
 def test_a_model_is_loaded_listed_and_unloaded(house: House) -> None:
     loaded = house.json("load", STARTER, "--keep-alive", "1h")
     assert (loaded["name"], loaded["state"]) == (f"loadedModels/{STARTER}", "LOADED_MODEL_STATE_READY")

@@ -50,9 +50,15 @@ class DiskViews:
 
     def _is_whole(self, view: Path, files: Sequence[StoredFile]) -> bool:
         try:
-            return all((view / file.path).stat().st_size == file.size_bytes for file in files)
+            return all(self._shows(view / file.path, file) for file in files)
         except OSError:
             return False
+
+    def _shows(self, shown: Path, file: StoredFile) -> bool:
+        found, blob = shown.stat(), self._path_of(file.digest).stat()
+        # A hard link to what was replaced since, because it was damaged, is no view of the blob any more.
+        is_it = os.path.samestat(found, blob) or found.st_nlink == 1
+        return is_it and found.st_size == file.size_bytes
 
     def _make(self, view: Path, files: Sequence[StoredFile]) -> None:
         # Renamed when it is whole, so that nobody sees half a view.

@@ -7,6 +7,7 @@ NO_PROXY.
 
 import base64
 import contextlib
+import functools
 import http.client
 import io
 import socket
@@ -160,6 +161,8 @@ class Connections:
     ) -> Answer:
         try:
             if connection.sock is None:
+                # There is no public way to the socket while it connects, and a host that says nothing takes long.
+                connection._create_connection = functools.partial(_connect, abort)  # type: ignore[attr-defined]
                 connection.connect()
             abort.watch(connection.sock)
             target, sent = _target(url), dict(headers)
@@ -187,6 +190,27 @@ class Connections:
                 parts.hostname or "", parts.port or 443, headers=_proxy_authorization(proxy)
             )
         return connection
+
+
+def _connect(
+    abort: Abort, address: tuple[str, int], timeout_s: float, source_address: tuple[str, int] | None = None
+) -> socket.socket:
+    """As socket.create_connection, but for its end when `abort` is set."""
+    failure: OSError = OSError("the name has no address")
+    for family, kind, protocol, _, found in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+        connecting = socket.socket(family, kind, protocol)
+        try:
+            connecting.settimeout(timeout_s)
+            abort.watch(connecting)
+            connecting.connect(found)
+        except OSError as error:
+            connecting.close()
+            failure = error
+            if abort.is_set:
+                break
+        else:
+            return connecting
+    raise failure
 
 
 class translated_http_errors:

@@ -115,7 +115,7 @@ class Puller:
         if plan.entry is not None and plan.entry.generation:
             locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
         # Not the archives that they came from: those go before anybody else could want the room.
-        claim.arrived(await asyncio.to_thread(_size_to_store, locals_, fetched))
+        claim.unpacked(await asyncio.to_thread(_size_to_store, locals_, fetched))
         report.enter(DownloadPhase.VERIFYING)
         files = await self._store(locals_, fetched, download.id)
         report.enter(DownloadPhase.COMMITTING)

@@ -52,6 +52,12 @@ class Claim:
         self._grow(num_bytes)
         self._arrived_bytes = num_bytes
 
+    def unpacked(self, num_bytes: int) -> None:
+        """So much of what lies there now is to be stored. Raises StoreFull where that is more than was expected."""
+        if num_bytes > self._expected_bytes:
+            self._space.check_limit(num_bytes - self._expected_bytes)
+        self._arrived_bytes = self._expected_bytes = num_bytes
+
     def settle(self, num_bytes: int) -> None:
         """So much of it has become a blob."""
         self._arrived_bytes = max(0, self._arrived_bytes - num_bytes)
@@ -91,16 +97,7 @@ class Space:
 
     def check(self, num_bytes: int) -> None:
         """That so much more fits, beside what others have been promised. Raises StoreFull, DiskFull."""
-        limit, used_bytes = self.limits.max_store_bytes, self._used_bytes()
-        if limit and used_bytes + num_bytes > limit:
-            raise StoreFull(
-                f"it needs {num_bytes} bytes, and {used_bytes} are used of the {limit} that the store may have",
-                metadata={
-                    "needs_bytes": str(num_bytes),
-                    "used_bytes": str(used_bytes),
-                    "limit_bytes": str(limit),
-                },
-            )
+        self.check_limit(num_bytes)
         free_bytes, reserve = self._store.disk().free_bytes, self.reserve_bytes
         promised_bytes = sum(claim.missing_bytes for claim in self._claims.values())
         if num_bytes + promised_bytes + reserve > free_bytes:
@@ -112,6 +109,19 @@ class Space:
                     "free_bytes": str(free_bytes),
                     "promised_bytes": str(promised_bytes),
                     "reserve_bytes": str(reserve),
+                },
+            )
+
+    def check_limit(self, num_bytes: int) -> None:
+        """That the store may have so much more, wherever it lies by now. Raises StoreFull."""
+        limit, used_bytes = self.limits.max_store_bytes, self._used_bytes()
+        if limit and used_bytes + num_bytes > limit:
+            raise StoreFull(
+                f"it needs {num_bytes} bytes, and {used_bytes} are used of the {limit} that the store may have",
+                metadata={
+                    "needs_bytes": str(num_bytes),
+                    "used_bytes": str(used_bytes),
+                    "limit_bytes": str(limit),
                 },
             )
 

@@ -7,7 +7,7 @@ that repairs it, is read once more.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from services.downloader.core.blobs import Blobs
@@ -73,19 +73,20 @@ class Validator:
             self._is_running = False
 
     async def _events(
-        self, run: "ValidationRun", chosen: Sequence[ListedVersion], orphans: Sequence[Blob], *, repair: bool
+        self, run: ValidationRun, chosen: Sequence[ListedVersion], orphans: Sequence[Blob], *, repair: bool
     ) -> AsyncGenerator[Event, None]:
-        run.expect({blob_of(file) for version in chosen for file in version.all_files} | set(orphans))
+        to_read = [
+            (version.name, file.path, blob_of(file)) for version in chosen for file in version.all_files
+        ]
+        to_read += [("", blob.digest, blob) for blob in orphans]
+        run.expect({blob for _, _, blob in to_read})
         # At once, so that a caller knows that it has begun: the first file may be a long one.
         yield run.progress("", "")
-        damaged = []
-        for version in chosen:
-            for file in version.all_files:
-                async for event in run.read(version.name, file.path, blob_of(file)):
+        for version_name, path, blob in to_read:
+            async with aclosing(run.read(version_name, path, blob)) as events:
+                async for event in events:
                     yield event
-        for blob in orphans:
-            async for event in run.read("", blob.digest, blob):
-                yield event
+        damaged = []
         for version in (*chosen, *run.bystanders(chosen)):
             verdict = await run.settled(version)
             if verdict.verdict is VersionVerdict.QUARANTINED and repair:
@@ -94,15 +95,16 @@ class Validator:
                 run.summary.count_version(verdict.verdict)
                 yield verdict
         for version, verdict in damaged:
-            async for step in self._repaired(run, version, verdict.reason):
-                if isinstance(step, ValidatedVersion):
-                    run.summary.count_version(step.verdict)
-                yield step
+            async with aclosing(self._repaired(run, version, verdict.reason)) as steps:
+                async for step in steps:
+                    if isinstance(step, ValidatedVersion):
+                        run.summary.count_version(step.verdict)
+                    yield step
         yield run.summary
 
     async def _repaired(
-        self, run: "ValidationRun", version: ListedVersion, reason: str
-    ) -> AsyncIterator[Progress | ValidatedVersion]:
+        self, run: ValidationRun, version: ListedVersion, reason: str
+    ) -> AsyncGenerator[Progress | ValidatedVersion, None]:
         """Its download's progress, then its verdict."""
         download_name = ""
         # Another version may have brought back what they share.

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -87,7 +87,9 @@ class ValidationRun:
         """Blobs that no version refers to."""
         return [blob for blob in await self._blobs.store.blobs() if blob.digest not in self._owners]
 
-    async def read(self, version: str, path: str, blob: Blob) -> AsyncIterator[Progress | ValidatedFile]:
+    async def read(
+        self, version: str, path: str, blob: Blob
+    ) -> AsyncGenerator[Progress | ValidatedFile, None]:
         """Read a blob unless it was read already, and act on what is found."""
         if blob in self._verdicts:
             return

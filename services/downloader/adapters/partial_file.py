@@ -61,6 +61,11 @@ class PartialFile:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             num_bytes = os.fstat(self._file).st_size
             counts = self._counts()
+            if counts is not None and num_bytes < Parts(size_bytes, counts).extent:
+                # A power cut took bytes that were counted: which ones, nobody knows.
+                os.ftruncate(self._file, 0)
+                self._drop_map()
+                counts, num_bytes = None, 0
         self.parts = Parts.contiguous(size_bytes, num_bytes) if counts is None else Parts(size_bytes, counts)
 
     def begin(self, validator: str, size_bytes: int | None) -> None:

@@ -58,14 +58,15 @@ class Parts:
         return self._counts
 
     @property
+    def extent(self) -> int:
+        """How long a file is at least that has these bytes."""
+        ends = [index * SEGMENT_BYTES + count for index, count in enumerate(self._counts) if count]
+        return max(ends, default=0)
+
+    @property
     def is_whole(self) -> bool:
         """Whether every byte of a file of known length is here."""
         return self.size_bytes is not None and self.num_bytes == self.size_bytes
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether there is nothing behind a gap."""
-        return self.frontier == self.num_bytes
 
     def learn_size(self, size_bytes: int) -> None:
         """The source told how long the file is."""

@@ -12,6 +12,7 @@ from services.downloader.adapters.disk_blob_store import DiskBlobStore, DiskInge
 from services.downloader.adapters.folder_lock import FolderLock
 from services.downloader.adapters.partial_file import PartialFile
 from services.downloader.core.models import StoredFile
+from services.downloader.core.parts import SEGMENT_BYTES
 from services.downloader.core.ports import Arrival
 from services.kit.errors import DiskFull, FailedPrecondition
 from services.kit.manifest import manifest_digest
@@ -50,6 +51,27 @@ async def test_a_partial_file_of_something_else_is_begun_anew(tmp_path: Path) ->
     partial.open(None)
     assert partial.parts.num_bytes == 0
     partial.close()
+
+
+async def test_what_a_power_cut_took_of_a_partial_file_with_gaps_is_not_believed(tmp_path: Path) -> None:
+    partial = PartialFile(tmp_path / "f", "identity")
+    partial.open(10 * SEGMENT_BYTES)
+    partial.begin('"1"', 10 * SEGMENT_BYTES)
+    first, second = partial.take(), partial.take()
+    assert first is not None
+    assert second is not None
+    partial.write(first, memoryview(b"12345"))
+    partial.write(second, memoryview(b"67890"))
+    partial.close()
+    again = PartialFile(tmp_path / "f", "identity")
+    again.open(10 * SEGMENT_BYTES)
+    assert again.parts.num_bytes == 10
+    again.close()
+    os.truncate(tmp_path / "f", 5)
+    again = PartialFile(tmp_path / "f", "identity")
+    again.open(10 * SEGMENT_BYTES)
+    assert again.parts.num_bytes == 0
+    again.close()
 
 
 async def test_one_process_holds_a_folder_and_its_death_lets_go_of_it(tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ def test_counts_say_where_the_gaps_are() -> None:
     assert second is not None
     assert list(parts.wrote(second, SEGMENT_BYTES + 3)) == [5, 6]
     assert list(parts.wrote(first, 7)) == [0]
-    assert (parts.frontier, parts.num_bytes, parts.is_contiguous) == (7, SEGMENT_BYTES + 10, False)
+    assert parts.extent == 6 * SEGMENT_BYTES + 3
+    assert (parts.frontier, parts.num_bytes) == (7, SEGMENT_BYTES + 10)
     again = Parts(10 * SEGMENT_BYTES, parts.counts)
     gaps = [again.take(), again.take(), again.take()]
     assert [(gap.next, gap.end) for gap in gaps if gap] == [

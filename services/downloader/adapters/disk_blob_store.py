@@ -142,7 +142,8 @@ class DiskBlobStore:
         """Its bytes in chunks."""
         path = self.blob_path(digest)
         try:
-            file = await asyncio.to_thread(path.open, "rb")
+            # Not in a thread, which would leave it open for a reader that is cancelled meanwhile.
+            file = path.open("rb")
         except FileNotFoundError:
             raise BlobNotFound.named(digest) from None
         try:

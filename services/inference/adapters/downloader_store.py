@@ -46,6 +46,7 @@ class DownloaderStore:
 
 async def _parts(file: Path, size_bytes: int) -> AsyncIterator[pb.WriteBlobRequest]:
     yield pb.WriteBlobRequest(header=pb.BlobHeader(size_bytes=size_bytes))
-    with await asyncio.to_thread(file.open, "rb") as opened:
+    # Not in a thread, which would leave it open for a reader that is cancelled meanwhile.
+    with file.open("rb") as opened:
         while chunk := await asyncio.to_thread(opened.read, _CHUNK_BYTES):
             yield pb.WriteBlobRequest(chunk=chunk)

@@ -66,7 +66,8 @@ class Library:
     async def read(self, dataset_id: str) -> AsyncGenerator[bytes, None]:
         """The file as it was taken in. Raises DatasetNotFound."""
         dataset = await self._store.get_dataset(dataset_id)
-        file = await asyncio.to_thread(self._files.path(dataset.digest).open, "rb")
+        # Not in a thread, which would leave it open for a reader that is cancelled meanwhile.
+        file = self._files.path(dataset.digest).open("rb")
         try:
             while chunk := await asyncio.to_thread(file.read, _READ_BYTES):
                 yield chunk

@@ -14,6 +14,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from cli.client import Client
@@ -129,6 +137,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
         out.print(table)
     else:
         err.print(empty, markup=False)
+
+
+def transfer_progress(*labels: ProgressColumn, quiet: bool) -> Progress:
+    """A bar of bytes with its speed, behind these columns."""
+    columns = (*labels, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, disable=quiet)
 
 
 def size_text(num_bytes: int) -> str:

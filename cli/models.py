@@ -7,12 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
     TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 
 from cli import console
@@ -85,7 +80,9 @@ async def pull_model(
     download = (await client.downloader.CreateDownload(_create_download(source, name))).download
     watch = client.downloader.WatchDownload(downloader_pb2.WatchDownloadRequest(name=download.name))
     try:
-        with _progress(quiet) as progress:
+        with console.transfer_progress(
+            TextColumn("{task.description}"), TextColumn("[dim]{task.fields[phase]}"), quiet=quiet
+        ) as progress:
             task = progress.add_task(source, total=None, phase="waiting")
             async for update in watch:
                 download = update.download
@@ -116,19 +113,6 @@ async def pull_model(
 
 def _create_download(source: str, name: str) -> downloader_pb2.CreateDownloadRequest:
     return downloader_pb2.CreateDownloadRequest(source=source, model_id=name)
-
-
-def _progress(quiet: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        TextColumn("[dim]{task.fields[phase]}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console.err,
-        disable=quiet,
-    )
 
 
 def list_(

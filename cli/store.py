@@ -5,13 +5,9 @@ from typing import Annotated
 import typer
 from google.protobuf.duration_pb2 import Duration
 from rich.progress import (
-    BarColumn,
-    DownloadColumn,
     Progress,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 
 from cli import console
@@ -197,7 +193,9 @@ def validate(
         summary = pb.ValidationSummary()
         call = client.downloader.ValidateModels(request)
         try:
-            with _progress(quiet=as_json) as progress:
+            with console.transfer_progress(
+                TextColumn("{task.description}", markup=False), quiet=as_json
+            ) as progress:
                 task = progress.add_task("reading", total=None)
                 async for response in call:
                     match response.WhichOneof("event"):
@@ -272,15 +270,3 @@ def _print_findings(
 def _show(progress: Progress, task: TaskID, at: pb.ValidationProgress) -> None:
     where = f"{at.version.removeprefix('models/')} {at.path}".strip()
     progress.update(task, description=where[-48:], completed=at.completed_bytes, total=at.total_bytes or None)
-
-
-def _progress(*, quiet: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console.err,
-        disable=quiet,
-    )

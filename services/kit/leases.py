@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -32,6 +33,15 @@ class Leases:
     async def lease(self, version: str, artifact_id: str = "") -> "Lease":
         """A folder with a version's files, or an artifact's. Raises VersionNotFound, CorruptBlob, Unavailable."""
         return Lease(self, await self.create(version, artifact_id), self._ttl_s)
+
+    @contextlib.asynccontextmanager
+    async def hold(self, version: str, artifact_id: str = "") -> AsyncIterator[Path]:
+        """The folder of a lease that lasts as long as the block. Raises as `lease`."""
+        lease = await self.lease(version, artifact_id)
+        try:
+            yield lease.path
+        finally:
+            await lease.release()
 
     async def create(self, version: str, artifact_id: str) -> pb.Lease:
         """A new lease."""

@@ -22,6 +22,7 @@ from typing import Final, NoReturn, TypeVar
 from services.downloader.adapters.http_connection import Abort, Answer, Connections, TryAgain
 from services.downloader.core.urls import follow, origin_of, parse_url, shown_url
 from services.kit.errors import PermissionDenied, SourceNotFound, SourceUnavailable
+from services.kit.unbroken import see_through
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ MAX_REDIRECTS: Final = 5
 MAX_DOCUMENT_BYTES: Final = 4 * 1024 * 1024
 
 _MIN_TAKE_BYTES: Final = 4096
+# As many as the settings allow downloads times connections; they are started as they are needed.
+_MAX_THREADS: Final = 2048
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 # https://www.rfc-editor.org/rfc/rfc9110#section-15: what may pass if it is asked again.
@@ -63,10 +66,11 @@ class Throttle:
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """When to lose patience, and how much to take. stall_timeout_s: with no byte at all; min_bytes_per_second: over
-    speed_window_s; max_connections: for one file; grow_interval_s: how long one more is tried before the next;
-    throttle: for all that share it.
-    ca_file: of authorities that are trusted beside the system's.
+    """When to lose patience, how much to take, whom to trust.
+
+    stall_timeout_s: with no byte at all; min_bytes_per_second: over speed_window_s; max_connections: for one file;
+    grow_interval_s: how long one more is tried before the next; throttle: for all that share it; ca_file: of
+    authorities that are trusted beside the system's.
     """
 
     stall_timeout_s: float = 30.0
@@ -111,25 +115,31 @@ class Document:
 
 
 class HttpClient:
-    """Requests on threads of its own. credentials: origin -> value of its Authorization header. tls: whom to trust."""
+    """Requests on threads of its own. credentials: origin -> value of its Authorization header. ca_file: of
+    authorities that are trusted beside those of the limits.
+
+    Nothing is opened or read before the first request.
+    """
 
     def __init__(
         self,
         *,
         limits: HttpLimits | None = None,
         credentials: Mapping[str, str] | None = None,
-        tls: ssl.SSLContext | None = None,
+        ca_file: str = "",
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.limits = limits or HttpLimits()
         self.sleep = sleep
         self._credentials = dict(credentials or {})
-        self._connections = Connections(self.limits.stall_timeout_s, tls or self.limits.tls())
-        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="transfer")
+        self._ca_file = ca_file
+        self._opened: Connections | None = None
+        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="transfer")
 
     async def close(self) -> None:
         """Close its connections."""
-        self._connections.close()
+        if self._opened is not None:
+            self._opened.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[[], T], abort: Abort | None = None) -> T:
@@ -138,17 +148,7 @@ class HttpClient:
         abort: set when this is cancelled, to hasten that end.
         """
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            if abort is not None:
-                abort.set()
-            # However often it is cancelled: a thread that is left behind would write to what is closed by then.
-            while not running.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([running])
-            running.exception()  # Of no interest to anybody any more.
-            raise
+        return await see_through(running, on_cancel=(abort or Abort()).set)
 
     async def get_document(self, url: str, *, accept: str = "*/*") -> Document:
         """Read a small document. Raises SourceNotFound, SourceUnavailable, PermissionDenied."""
@@ -191,8 +191,11 @@ class HttpClient:
         sent = {"Accept-Encoding": "identity", "User-Agent": "lares", **headers}
         if credentials is not None:
             sent["Authorization"] = credentials
+        if self._opened is None:
+            self._opened = Connections(self.limits.stall_timeout_s, self.limits.tls(self._ca_file))
+        connections = self._opened
         asking = asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: self._connections.get(address.url, sent, abort)
+            self._threads, lambda: connections.get(address.url, sent, abort)
         )
         try:
             # Also against headers that trickle: each read of them would be in time.

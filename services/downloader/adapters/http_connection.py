@@ -161,7 +161,8 @@ class Connections:
     ) -> Answer:
         try:
             if connection.sock is None:
-                # There is no public way to the socket while it connects, and a host that says nothing takes long.
+                # There is no public way to the socket while it connects, and a host that says nothing takes long. The
+                # types leave out what is private.
                 connection._create_connection = functools.partial(_connect, abort)  # type: ignore[attr-defined]
                 connection.connect()
             abort.watch(connection.sock)

@@ -22,10 +22,12 @@ from services.downloader.core.parts import SEGMENT_BYTES, Range
 from services.downloader.core.ports import OnBytes, RemoteFile
 from services.downloader.core.urls import shown_url
 from services.kit.errors import DigestMismatch, LaresError, SourceUnavailable
+from services.kit.unbroken import see_through
 
 # Of a file whose length nobody tells.
 _MAX_UNKNOWN_BYTES: Final = 64 * 1024**3
 _BUFFER_BYTES: Final = 1024 * 1024
+_LENGTH: Final = re.compile(r"\d{1,18}")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 # What has come is written at least so often, for those who watch and for the case of a kill.
 _WRITE_EVERY_S: Final = 0.5
@@ -241,8 +243,8 @@ class _Fetch:
         validator = _validator(answer)
         if answer.status == 200:
             self._takes_ranges = answer.headers.get("accept-ranges") == "bytes"
-            length = answer.headers.get("content-length", "")
-            return _Head(0, int(length) if length.isdecimal() else None, validator)
+            length = _LENGTH.fullmatch(answer.headers.get("content-length", ""))
+            return _Head(0, int(length[0]) if length else None, validator)
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
         size_bytes = self._partial.parts.size_bytes
         is_wanted = (
@@ -319,7 +321,7 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
     """Cancel it and wait for it. Raises what it failed with before."""
     if task is not None:
         task.cancel()
-        await asyncio.wait([task])
+        await see_through(asyncio.wait([task]))
         if not task.cancelled():
             task.result()
 

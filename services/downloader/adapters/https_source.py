@@ -31,8 +31,7 @@ class HttpsSource:
 
     def __init__(self, unpacker: Unpacker, limits: HttpLimits) -> None:
         self._unpacker = unpacker
-        self._limits = limits
-        self._client: HttpClient | None = None
+        self._http = HttpClient(limits=limits)
 
     async def resolve(self, request: PullRequest) -> Resolved:
         """Take the name of the file out of the address."""
@@ -48,7 +47,7 @@ class HttpsSource:
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring the file here."""
-        return await fetch(self._http(), file, target, on_bytes)
+        return await fetch(self._http, file, target, on_bytes)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
@@ -63,10 +62,4 @@ class HttpsSource:
 
     async def close(self) -> None:
         """Close connections."""
-        if self._client is not None:
-            await self._client.close()
-
-    def _http(self) -> HttpClient:
-        if self._client is None:
-            self._client = HttpClient(limits=self._limits)
-        return self._client
+        await self._http.close()

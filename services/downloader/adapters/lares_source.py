@@ -68,8 +68,7 @@ class LaresSource:
     """See `Source`."""
 
     def __init__(self, limits: HttpLimits) -> None:
-        self._limits = limits
-        self._client: HttpClient | None = None
+        self._http = HttpClient(limits=limits)
 
     async def resolve(self, request: PullRequest) -> Resolved:
         """Ask the other Lares for the files of a version."""
@@ -77,7 +76,7 @@ class LaresSource:
         address, _, model_id = ref.name.partition("/")
         hub = f"http://{address}/hf"
         url = f"{hub}/api/models/{model_id}/revision/{ref.revision or 'main'}?blobs=true"
-        document = await self._http().get_document(url, accept="application/json")
+        document = await self._http.get_document(url, accept="application/json")
         info = _parse(document.body, address)
         check_paths(sibling.rfilename for sibling in info.siblings)
         record = info.lares
@@ -99,7 +98,7 @@ class LaresSource:
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a file here; its digest is checked."""
-        return await fetch(self._http(), file, target, on_bytes)
+        return await fetch(self._http, file, target, on_bytes)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
@@ -109,13 +108,7 @@ class LaresSource:
 
     async def close(self) -> None:
         """Close connections."""
-        if self._client is not None:
-            await self._client.close()
-
-    def _http(self) -> HttpClient:
-        if self._client is None:
-            self._client = HttpClient(limits=self._limits)
-        return self._client
+        await self._http.close()
 
 
 def _parse(body: bytes, address: str) -> _Info:

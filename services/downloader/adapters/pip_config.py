@@ -49,8 +49,7 @@ def read_pip_config(environment: Mapping[str, str] = os.environ) -> PipConfig:
 
 def _settings(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(option, value), what overrides after what it overrides."""
-    parser = configparser.RawConfigParser()
-    parser.optionxform = _option  # type: ignore[assignment,method-assign]  # the documented way to set it
+    parser = _Parser()
     for file in _files(environment):
         try:
             parser.read(file)
@@ -62,6 +61,13 @@ def _settings(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name, value in environment.items():
         if name.startswith(_PREFIX) and value:
             yield _option(name.removeprefix(_PREFIX)), value
+
+
+class _Parser(configparser.RawConfigParser):
+    """Options under the names that pip knows them by, however they are spelled."""
+
+    def optionxform(self, optionstr: str) -> str:
+        return _option(optionstr)
 
 
 def _option(name: str) -> str:

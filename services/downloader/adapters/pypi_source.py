@@ -100,9 +100,7 @@ class PypiSource:
                     if address.authorization is not None
                 }
                 # What pip trusts is trusted here too: companies give their index a certificate of their own.
-                client = HttpClient(
-                    limits=self._limits, credentials=credentials, tls=self._limits.tls(config.cert)
-                )
+                client = HttpClient(limits=self._limits, credentials=credentials, ca_file=config.cert)
                 self._opened = (client, [index.url for index in indexes], [page.url for page in pages])
             return self._opened
 

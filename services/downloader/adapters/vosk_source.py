@@ -30,15 +30,14 @@ class VoskSource:
     def __init__(self, endpoint: str, unpacker: Unpacker, limits: HttpLimits) -> None:
         self._list_url = f"{endpoint.rstrip('/')}/model-list.json"
         self._unpacker = unpacker
-        self._limits = limits
-        self._client: HttpClient | None = None
+        self._http = HttpClient(limits=limits)
 
     async def resolve(self, request: PullRequest) -> Resolved:
         """Look the model up in the catalogue."""
         ref = request.refs[0]
         if ref.tag is not None:
             raise InvalidReference(f"'{ref}' must have no tag: write vosk:LANGUAGE or vosk:NAME")
-        document = await self._http().get_document(self._list_url, accept="application/json")
+        document = await self._http.get_document(self._list_url, accept="application/json")
         model = choose(parse_list(document.body), ref)
         # What follow() refuses in a redirect is refused here too: a list that came by TLS leads to no plain http.
         url = follow(self._list_url, model.url)
@@ -53,7 +52,7 @@ class VoskSource:
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a zip here. The catalogue has but an md5; of the files in it the store takes the sha256."""
-        sha256 = await fetch(self._http(), file, target, on_bytes)
+        sha256 = await fetch(self._http, file, target, on_bytes)
         await asyncio.to_thread(_check_md5, file, target)
         return sha256
 
@@ -66,13 +65,7 @@ class VoskSource:
 
     async def close(self) -> None:
         """Close connections."""
-        if self._client is not None:
-            await self._client.close()
-
-    def _http(self) -> HttpClient:
-        if self._client is None:
-            self._client = HttpClient(limits=self._limits)
-        return self._client
+        await self._http.close()
 
 
 def _check_md5(file: RemoteFile, target: Path) -> None:

@@ -50,7 +50,7 @@ from services.kit.names import ModelRef, version_name
 T = TypeVar("T")
 
 _MANIFEST_CHARS: Final = 16
-SMALL_BYTES: Final = 8 * 1024**2
+_SMALL_BYTES: Final = 8 * 1024**2
 _SMALL_AT_ONCE: Final = 8
 _GENERATION_CONFIG: Final = "generation_config.json"
 # The registry may be a few seconds behind us when all services start together.
@@ -196,7 +196,9 @@ class Puller:
                 file, targets[index], functools.partial(arrived, index)
             )
 
-        is_small = [file.size_bytes is not None and file.size_bytes <= SMALL_BYTES for file in resolved.files]
+        is_small = [
+            file.size_bytes is not None and file.size_bytes <= _SMALL_BYTES for file in resolved.files
+        ]
         await each([index for index, small in enumerate(is_small) if small], bring, at_once=_SMALL_AT_ONCE)
         await each([index for index, small in enumerate(is_small) if not small], bring, at_once=1)
         fetched.paths.update(

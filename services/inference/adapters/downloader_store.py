@@ -25,14 +25,9 @@ class DownloaderStore:
         self._stub = rpc.DownloaderServiceStub(channel)
         self._leases = Leases(channel, "inference")
 
-    @contextlib.asynccontextmanager
-    async def lease(self, version: str, artifact_id: str = "") -> AsyncIterator[Path]:
+    def lease(self, version: str, artifact_id: str = "") -> contextlib.AbstractAsyncContextManager[Path]:
         """A folder with a version's files, or an artifact's, that stays while the block runs."""
-        lease = await self._leases.lease(version, artifact_id)
-        try:
-            yield lease.path
-        finally:
-            await lease.release()
+        return self._leases.hold(version, artifact_id)
 
     async def write(self, path: str, file: Path) -> registry_pb2.File:
         """Put a file into the store. path: what it is called in its version. Raises DiskFull, Unavailable."""

@@ -4,10 +4,7 @@ Inference converts.
 
 import asyncio
 import contextlib
-import os
-import platform
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +12,6 @@ import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
-from lares.downloader.v1 import downloader_pb2 as downloads
-from lares.downloader.v1 import downloader_pb2_grpc as downloads_rpc
 from lares.inference.v1 import inference_pb2 as inference
 from lares.inference.v1 import inference_pb2_grpc as inference_rpc
 from lares.registry.v1 import registry_pb2 as registry
@@ -24,19 +19,17 @@ from lares.registry.v1 import registry_pb2_grpc as registry_rpc
 from services.kit.channels import translate_errors
 from services.kit.errors import (
     InvalidArgument,
-    LaresError,
-    LeaseNotFound,
     ModelNotAvailable,
     UnsupportedFormat,
     WrongModelKind,
 )
+from services.kit.leases import Leases
 from services.kit.names import parse_model_name
 from services.trainer.core.model import BaseModel
 
 _log = structlog.get_logger(__name__)
 
 _SAFETENSORS: Final = "safetensors"
-_LEASE: Final = timedelta(minutes=5)
 
 
 class HouseModelSource:
@@ -72,21 +65,8 @@ class HouseModelSource:
     async def hold(self, base: BaseModel) -> AsyncIterator[Path]:
         """As ModelSource.hold."""
         artifact_id = await self._artifact(base)
-        stub = downloads_rpc.DownloaderServiceStub(self._channel("downloader"))
-        with translate_errors():
-            given = await stub.CreateLease(
-                downloads.CreateLeaseRequest(
-                    version=base.version, artifact_id=artifact_id, holder=_holder(), ttl=_duration(_LEASE)
-                )
-            )
-        renewal = asyncio.create_task(_keep(stub, given.lease.name))
-        try:
-            yield Path(given.lease.path)
-        finally:
-            renewal.cancel()
-            # It runs out by itself if nobody answers.
-            with contextlib.suppress(LaresError), translate_errors():
-                await stub.DeleteLease(downloads.DeleteLeaseRequest(name=given.lease.name))
+        async with Leases(self._channel("downloader"), "trainer").hold(base.version, artifact_id) as folder:
+            yield folder
 
     async def _artifact(self, base: BaseModel) -> str:
         """The artifact to train on; empty for the version's own files. Has it made first if need be."""
@@ -136,27 +116,3 @@ class HouseModelSource:
 
 def _has_safetensors(version: registry.Version) -> bool:
     return any(artifact.artifact_id == _SAFETENSORS for artifact in version.artifacts)
-
-
-async def _keep(stub: "downloads_rpc.DownloaderServiceAsyncStub", name: str) -> None:
-    while True:
-        await asyncio.sleep(_LEASE.total_seconds() / 3)
-        try:
-            with translate_errors():
-                await stub.RenewLease(downloads.RenewLeaseRequest(name=name, ttl=_duration(_LEASE)))
-        except LeaseNotFound:
-            # The worker has read the weights by now; a restart takes a new lease.
-            _log.warning("lease ran out", lease=name)
-            return
-        except LaresError as error:
-            _log.warning("lease not renewed", lease=name, why=str(error))
-
-
-def _duration(value: timedelta) -> Duration:
-    duration = Duration()
-    duration.FromTimedelta(value)
-    return duration
-
-
-def _holder() -> str:
-    return f"trainer@{platform.node()}:{os.getpid()}"[:128]

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 
+from services.kit.unbroken import see_through
 from services.kit.worker import Worker, WorkerCall, WorkerSpec
 from services.trainer.adapters.train_messages import (
     Alive,
@@ -19,7 +20,6 @@ from services.trainer.adapters.train_messages import (
 from services.trainer.core.model import DatasetFormat
 from services.trainer.core.ports import DraftWritten, Remark, Report, StepDone, TrainingTask
 from services.trainer.core.spec import total_steps
-from services.trainer.core.unbroken import see_through
 from services.trainer.settings import TrainerSettings
 
 # Short of the five seconds that CancelJob promises; a worker notices within a micro-batch.

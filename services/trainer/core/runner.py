@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from services.kit.errors import InternalError, LaresError, Unavailable, WorkerLost
+from services.kit.unbroken import see_through
 from services.trainer.core.jobs import (
     StaleAttempt,
     Step,
@@ -39,7 +40,6 @@ from services.trainer.core.ports import (
     TrainingTask,
     TrainWorker,
 )
-from services.trainer.core.unbroken import see_through
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.trainer.core.unbroken import see_through
+from services.kit.unbroken import see_through
 
 
 async def test_work_is_finished_before_a_second_cancellation_gets_through() -> None:
@@ -24,6 +24,16 @@ async def test_work_is_finished_before_a_second_cancellation_gets_through() -> N
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
+
+
+async def test_each_cancellation_is_told_to_whoever_can_hasten_the_end() -> None:
+    may_end = asyncio.Event()
+    task = asyncio.create_task(see_through(may_end.wait(), on_cancel=may_end.set))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert may_end.is_set()
 
 
 async def test_an_error_of_the_work_is_raised() -> None:

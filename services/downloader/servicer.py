@@ -62,7 +62,10 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         if len(request.request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidArgument.at("request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters")
         download = await self._jobs.create(
-            request.source, model_id=request.model_id, request_id=request.request_id
+            request.source,
+            model_id=request.model_id,
+            request_id=request.request_id,
+            options=convert.options_from_proto(request.options),
         )
         return pb.CreateDownloadResponse(download=convert.download_to_proto(download))
 

@@ -17,6 +17,7 @@ from services.downloader.core.download import (
     DownloadState,
     Failure,
     FileProgress,
+    PullOptions,
 )
 from services.downloader.core.ports import Lease
 from services.kit.database import Database
@@ -156,6 +157,7 @@ def _download_to_row(download: Download) -> dict[str, Any]:
         "create_time": download.create_time,
         "start_time": download.start_time,
         "end_time": download.end_time,
+        "options": asdict(download.options),
     }
 
 
@@ -175,6 +177,13 @@ def _download_from_row(row: Row[Any]) -> Download:
         create_time=row.create_time,
         start_time=row.start_time,
         end_time=row.end_time,
+        options=_options_from_json(row.options or {}),
+    )
+
+
+def _options_from_json(options: dict[str, Any]) -> PullOptions:
+    return PullOptions(
+        **options | {name: tuple(options.get(name, ())) for name in ("allow_patterns", "ignore_patterns")}
     )
 
 

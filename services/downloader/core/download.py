@@ -12,6 +12,7 @@ All values are frozen: a step makes a new one.
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
+from typing import Final
 
 from services.kit.errors import JobFinished, LaresError
 from services.kit.names import resource_name
@@ -73,6 +74,23 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class PullOptions:
+    """How a model is to be pulled. Globs as in the contract; timeout_s: None for the service's setting.
+
+    local_folder: of this machine, has the files already; empty: they are fetched.
+    """
+
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+    priority: int = 0
+    timeout_s: float | None = None
+    local_folder: str = ""
+
+
+DEFAULT_OPTIONS: Final = PullOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Download:
     """One download as it stands. version: its resource name, empty until it succeeded."""
 
@@ -91,6 +109,7 @@ class Download:
     start_time: datetime | None = None
     end_time: datetime | None = None
     request_id: str = ""
+    options: PullOptions = DEFAULT_OPTIONS
 
     @property
     def name(self) -> str:

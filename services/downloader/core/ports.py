@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from services.downloader.core.catalog import Layout
-from services.downloader.core.download import Download, DownloadState
+from services.downloader.core.download import DEFAULT_OPTIONS, Download, DownloadState, PullOptions
 from services.downloader.core.models import (
     About,
     Facts,
@@ -187,6 +187,7 @@ class PullRequest:
 
     refs: tuple[ModelRef, ...]
     layout: Layout
+    options: PullOptions = DEFAULT_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)

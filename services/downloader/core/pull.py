@@ -97,7 +97,7 @@ class Puller:
 
     async def _pull(self, download: Download, plan: Plan, report: Reporter, claim: Claim) -> str:
         source = self._source(plan)
-        request = PullRequest(plan.refs, plan.layout)
+        request = PullRequest(plan.refs, plan.layout, download.options)
         report.enter(DownloadPhase.RESOLVING)
         await self._check_origin(plan)
         resolved = await source.resolve(request)

@@ -31,7 +31,7 @@ from bench.processes import MIB, Server, tree_cpu_s, tree_rss_mib
 
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 PORT: Final = 8931
-LARES_HTTP, LARES_GRPC = "127.0.0.1:8932", "127.0.0.1:8933"
+LARES_GRPC: Final = "127.0.0.1:8933"
 BIN: Final = Path(sys.executable).parent
 BIG_BYTES: Final = 2 * 2**30
 NUM_SMALL: Final = 5_000
@@ -52,11 +52,12 @@ http {{
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one download took. rss_mib: at most, of all its processes."""
+    """What one download took. rss_mib: at most, of all its processes; resting_mib: of a service, before it began."""
 
     wall_s: float
     cpu_s: float
     rss_mib: float
+    resting_mib: float = 0.0
 
 
 def main() -> None:
@@ -180,16 +181,14 @@ def pip_download(folder: Path, what: str, target: Path) -> Reading | None:
 
 
 def lares(folder: Path, what: str, target: Path) -> Reading | None:
-    """`lares pull`, with the service that does the work."""
+    """`lares pull`, with the services that do the work."""
     env = {
         "LARES_HOME": str(target),
-        "LARES_HTTP": LARES_HTTP,
         "LARES_GRPC": LARES_GRPC,
-        "LARES_CLI_STARTER": "none",
         "LARES_DOWNLOADER_HF_ENDPOINT": f"http://127.0.0.1:{PORT}",
         "LARES_LOG_LEVEL": "warning",
     }
-    server = Server([str(BIN / "lares"), "up"], env, folder / "lares.log")
+    server = Server([str(BIN / "lares"), "serve", "registry", "downloader"], env, folder / "lares.log")
     with contextlib.closing(_Stopping(server)):
         while "lares ready" not in server.tail():
             if server.ended:
@@ -214,15 +213,17 @@ def run(
     if shutil.which(command[0]) is None:
         say(f"  {command[0]} is not installed")
         return None
-    before_s = tree_cpu_s(beside) if beside else 0.0
+    before_s, resting_mib = (tree_cpu_s(beside), tree_rss_mib(beside)) if beside else (0.0, 0.0)
     began = time.monotonic()
     process = subprocess.Popen(command, env=os.environ | (env or {}), stdout=subprocess.DEVNULL)
     most, ended = 0.0, threading.Event()
 
     def watch() -> None:
         nonlocal most
-        while not ended.wait(0.02):
+        while True:
             most = max(most, tree_rss_mib(process.pid) + (tree_rss_mib(beside) if beside else 0.0))
+            if ended.wait(0.1):
+                return
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -234,7 +235,7 @@ def run(
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     beside_s = tree_cpu_s(beside) - before_s if beside else 0.0
-    return Reading(wall_s, usage.ru_utime + usage.ru_stime + beside_s, most)
+    return Reading(wall_s, usage.ru_utime + usage.ru_stime + beside_s, most, resting_mib)
 
 
 def table(readings: dict[tuple[str, str], list[Reading]], num_bytes: int, num_small: int) -> str:
@@ -253,8 +254,11 @@ def table(readings: dict[tuple[str, str], list[Reading]], num_bytes: int, num_sm
         }
         ours = medians.get("lares pull", [])
         for peer, values in medians.items():
+            *values, resting_mib = values
             cells = [f"{value:.2f}" if index < 2 else f"{value:.0f}" for index, value in enumerate(values)]
-            if peer != "lares pull":
+            if peer == "lares pull":
+                cells[2] += f", {resting_mib:.0f} of it at rest"
+            else:
                 cells = [
                     f"{cell} ({own / value:.2f}x)"
                     for cell, own, value in zip(cells, ours, values, strict=False)

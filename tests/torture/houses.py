@@ -4,9 +4,11 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc
 
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.registry.v1 import registry_pb2
@@ -17,7 +19,7 @@ from services.kit.host import Host
 from services.kit.server import GrpcServer
 from services.kit.settings import Settings
 from services.registry.service import build as build_registry
-from tests.contract.source_rigs import REMOTE, OllamaRig, RemoteRig, Shelf
+from tests.contract.source_rigs import OllamaRig, Shelf, ShelfRig
 from tests.docker_registry import docker_registry
 from tests.torture.downloader_process import Death, House, Setup
 from tests.torture.relay import Relay, relay
@@ -34,7 +36,12 @@ class Registry:
         """Of each version of a model that is listed as available: path -> digest, in bytes."""
         listed: dict[str, dict[str, bytes]] = {}
         request = registry_pb2.ListVersionsRequest(parent=f"models/{model_id}")
-        for version in (await self.stub.ListVersions(request)).versions:
+        try:
+            versions = (await self.stub.ListVersions(request)).versions
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+            return listed
+        for version in versions:
             if version.state == registry_pb2.VERSION_STATE_AVAILABLE:
                 listed[version.name] = {
                     file.path: bytes.fromhex(file.digest.removeprefix("sha256:")) for file in version.files
@@ -61,7 +68,7 @@ async def registry(home: Path) -> AsyncIterator[Registry]:
 class Place:
     """Where one source pulls one model from, through a relay that counts."""
 
-    rig: RemoteRig
+    rig: ShelfRig | OllamaRig
     line: Relay
 
     def setup(self, home: Path, registry: Registry, death: Death | None = None) -> Setup:
@@ -82,28 +89,22 @@ class Place:
 
 
 @asynccontextmanager
-async def place(name: str, folder: Path, weights: bytes) -> AsyncIterator[Place]:
-    """Of a source by its name, while the block runs. folder: an empty one."""
-    async with relay() as line:
-        if name == "ollama":
-            with docker_registry(folder) as served:
-                line.lead_to(served.url)
-                yield await _closing(Place(OllamaRig(served, weights), line))
-            return
-        shelf = Shelf()
-        await shelf.open()
-        line.lead_to(shelf.url)
-        shelf.url = line.url
-        try:
-            yield await _closing(Place(REMOTE[name](shelf, weights), line))
-        finally:
-            await shelf.stop()
-
-
-async def _closing(place: Place) -> Place:
-    """The rig's own source is not asked: the process has its own."""
-    await place.rig.close()
-    return place
+async def place(kind: type[ShelfRig | OllamaRig], folder: Path, weights: bytes) -> AsyncIterator[Place]:
+    """Of a source, while the block runs. folder: an empty one."""
+    async with relay() as line, AsyncExitStack() as served:
+        if issubclass(kind, OllamaRig):
+            server = served.enter_context(docker_registry(folder))
+            line.lead_to(server.url)
+            rig: ShelfRig | OllamaRig = kind(server, weights)
+        else:
+            shelf = Shelf()
+            await shelf.open()
+            served.push_async_callback(shelf.stop)
+            line.lead_to(shelf.url)
+            shelf.url = line.url
+            rig = kind(shelf, weights)
+        await rig.close()  # The process that pulls has a source of its own.
+        yield Place(rig, line)
 
 
 async def assert_listed_is_whole(registry: Registry, home: Path, model_id: str) -> None:

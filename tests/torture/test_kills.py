@@ -12,7 +12,7 @@ import pytest
 
 from lares.downloader.v1 import downloader_pb2 as pb
 from services.downloader.adapters.partial_file import PartialFile
-from tests.contract.source_rigs import REMOTE
+from tests.contract.source_rigs import REMOTE, OllamaRig
 from tests.torture.downloader_process import Death, Setup, house
 from tests.torture.houses import Place, Registry, assert_one_whole_version, place, registry
 from tests.torture.numbers import num
@@ -26,7 +26,7 @@ TWICE_AT_MOST_BYTES = 8 * 1024**2
 NUM_KILLS = num(5, 50)
 KILLS_OF_ONE_FILE = 5
 COPY_BYTES = 4 * 1024**2
-SOURCES = ["ollama", *REMOTE]
+SOURCES = {"ollama": OllamaRig, **REMOTE}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ async def test_a_download_goes_on_after_kills_at_random_bytes(
 ) -> None:
     (tmp_path / "place").mkdir()
     most_connections = 0
-    async with place(source, tmp_path / "place", weights) as there:
+    async with place(SOURCES[source], tmp_path / "place", weights) as there:
         for number in range(NUM_KILLS // KILLS_OF_ONE_FILE):
             choose = random.Random(f"{source} {number}")
             points = sorted(choose.randrange(1_000_000, SIZE_BYTES) for _ in range(KILLS_OF_ONE_FILE))

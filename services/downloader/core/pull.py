@@ -103,6 +103,8 @@ class Puller:
         resolved = await source.resolve(request)
         report.resolved(resolved.source, ())
         if resolved.version_id is not None and await self._is_here(plan.model_id, resolved.version_id):
+            # By a run of this very download, perhaps, that was killed before it let go.
+            await self.blobs.let_go(download.id)
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)

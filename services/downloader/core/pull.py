@@ -36,6 +36,7 @@ from services.downloader.core.ports import (
     Source,
 )
 from services.downloader.core.space import Claim
+from services.downloader.core.transfers import Transfer, Transfers
 from services.kit.errors import (
     BlobNotFound,
     CorruptBlob,
@@ -88,12 +89,16 @@ class Puller:
     blobs: Blobs
     inspector: Inspector
     registry: ModelRegistry
+    transfers: Transfers = field(default_factory=Transfers)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def pull(self, download: Download, plan: Plan, report: Reporter) -> str:
         """Bring a model in. Returns its version's name. Raises any LaresError of its ports, StoreFull, DiskFull."""
         async with self.blobs.space.claim(download.id) as claim:
-            return await self._pull(download, plan, report, claim)
+            try:
+                return await self._pull(download, plan, report, claim)
+            finally:
+                await self.transfers.end(download.id)
 
     async def _pull(self, download: Download, plan: Plan, report: Reporter, claim: Claim) -> str:
         source = self._source(plan)
@@ -187,22 +192,39 @@ class Puller:
             claim.arrived(total_bytes)
             report.arrived(index, num_bytes, size_bytes)
 
+        def found(index: int, blob: Blob) -> None:
+            targets[index] = self.blobs.store.blob_path(blob.digest)
+            fetched.stored[targets[index]] = blob
+            report.arrived(index, blob.size_bytes, blob.size_bytes)
+
+        async def store(index: int) -> None:
+            nonlocal total_bytes
+            sha256 = fetched.sha256s[targets[index]]
+            [blob] = await self.blobs.adopt([Arrival(targets[index], sha256=sha256)], keeper=name)
+            # It is a blob's room that it takes now.
+            total_bytes -= arrivals.pop(index, 0)
+            found(index, blob)
+
         async def bring(index: int) -> None:
             file = resolved.files[index]
+            transfer = Transfer(name)
+            if file.sha256 is not None:
+                transfer = await self.transfers.begin(f"sha256:{file.sha256}", name)
             if (blob := await self._stored(file, name)) is not None:
-                targets[index] = self.blobs.store.blob_path(blob.digest)
-                fetched.stored[targets[index]] = blob
-                report.arrived(index, blob.size_bytes, blob.size_bytes)
+                found(index, blob)
+                await transfer.end()
                 return
             fetched.sha256s[targets[index]] = await source.fetch(
                 file, targets[index], functools.partial(arrived, index)
             )
+            transfer.arrived(functools.partial(store, index))
 
         is_small = [
             file.size_bytes is not None and file.size_bytes <= _SMALL_BYTES for file in resolved.files
         ]
         await each([index for index, small in enumerate(is_small) if small], bring, at_once=_SMALL_AT_ONCE)
         await each([index for index, small in enumerate(is_small) if not small], bring, at_once=1)
+        await self.transfers.settle(name)
         fetched.paths.update(
             (file.path, target) for file, target in zip(resolved.files, targets, strict=True)
         )

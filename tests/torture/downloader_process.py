@@ -10,7 +10,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -77,8 +77,8 @@ _forking.set_forkserver_preload(["tests.torture.downloader_process", "pytest"])
 
 
 class House:
-    """A downloader in a process of its own. is_serving: it lived long enough to be called. calls: how often each step
-    came, if it was asked to count and has ended.
+    """A downloader in a process of its own. address: where it serves; None if it died before. calls: how often each
+    step came, if it was asked to count and has ended.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -87,15 +87,14 @@ class House:
         self._process.start()
         there.close()
         self.downloader: rpc.DownloaderServiceAsyncStub
-        self.is_serving = False
+        self.address: str | None = None
         self.calls: Counter[str] = Counter()
 
-    async def address(self) -> str | None:
-        """Where it serves, once it does; None if it died before."""
-        try:
-            return str(await asyncio.to_thread(self._here.recv))
-        except EOFError:
-            return None
+    async def started(self) -> str | None:
+        """Wait until it serves, or is dead. Returns its address."""
+        with suppress(EOFError):
+            self.address = str(await asyncio.to_thread(self._here.recv))
+        return self.address
 
     async def kill(self) -> None:
         """As a crash does."""
@@ -110,20 +109,23 @@ class House:
         """End it as an operator does."""
         if self._process.is_alive():
             self._process.terminate()
-            try:
+            with suppress(EOFError):
                 self.calls = await asyncio.to_thread(self._here.recv)
-            except EOFError:
-                pass
         await self.dead()
         self._here.close()
 
     async def pull(self, source: str, model_id: str) -> pb.Download:
-        """Begin, or go on with what is under way, up to its end. Raises AioRpcError if the process dies."""
-        request = pb.CreateDownloadRequest(source=source, model_id=model_id)
-        download = (await self.downloader.CreateDownload(request)).download
-        async for message in self.downloader.WatchDownload(pb.WatchDownloadRequest(name=download.name)):
-            download = message.download
-        return download
+        """See `pull`."""
+        return await pull(self.downloader, source, model_id)
+
+
+async def pull(downloader: "rpc.DownloaderServiceAsyncStub", source: str, model_id: str) -> pb.Download:
+    """Begin, or go on with what is under way, up to its end. Raises AioRpcError if the process dies."""
+    request = pb.CreateDownloadRequest(source=source, model_id=model_id)
+    download = (await downloader.CreateDownload(request)).download
+    async for message in downloader.WatchDownload(pb.WatchDownloadRequest(name=download.name)):
+        download = message.download
+    return download
 
 
 @asynccontextmanager
@@ -132,10 +134,9 @@ async def house(setup: Setup) -> AsyncIterator[House]:
     running = House(setup)
     channel = None
     try:
-        if (address := await running.address()) is not None:
+        if (address := await running.started()) is not None:
             channel = connect(address)
             running.downloader = rpc.DownloaderServiceStub(channel)
-            running.is_serving = True
         yield running
     finally:
         await running.stop()

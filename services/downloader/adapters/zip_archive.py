@@ -94,7 +94,8 @@ class ZipArchive:
         members: dict[str, zipfile.ZipInfo] = {}
         num_bytes = 0
         for info in self._zip.infolist():
-            if info.is_dir():
+            # Not is_dir(), which fails on a name that is empty.
+            if info.filename.endswith("/"):
                 continue
             # The name as it is written: zipfile cuts it at a NUL byte.
             check_path(info.orig_filename)

@@ -17,8 +17,11 @@ _MAX_KEYS: Final = 65_536
 _MAX_TENSORS: Final = 65_536
 _MAX_KEY_BYTES: Final = 65_535
 _MAX_ELEMENTS: Final = 8_000_000
+# Over all arrays: each is read by itself. The largest vocabularies have half of that, with their merges.
+_MAX_TEXTS: Final = 1_500_000
 _MAX_DIMENSIONS: Final = 8
 _MAX_PARAMETERS: Final = 2**48
+# Of all keys and texts that are kept.
 _MAX_TEXT_BYTES: Final = 16 * 1024 * 1024
 
 _TEXT: Final = 8
@@ -58,6 +61,8 @@ class _Reader:
     def __init__(self, file: BinaryIO, size_bytes: int) -> None:
         self._file = file
         self._left = size_bytes
+        self._num_texts = 0
+        self._num_text_bytes = 0
 
     def header(self) -> GgufHeader:
         if self._take(4) != MAGIC:
@@ -71,6 +76,8 @@ class _Reader:
         for _ in range(num_keys):
             self._read_value_into(header)
         header.num_parameters = sum(self._tensor_elements() for _ in range(num_tensors))
+        if header.num_parameters > _MAX_PARAMETERS:
+            raise _damaged("its tensors are larger than any model")
         return header
 
     def _read_value_into(self, header: GgufHeader) -> None:
@@ -87,11 +94,25 @@ class _Reader:
         kind = self._number("I")
         length = self._count("Q", _MAX_ELEMENTS, "elements")
         if kind == _TEXT:
-            for _ in range(length):
-                self._skip(self._count("Q", _MAX_TEXT_BYTES, "characters"))
+            self._skip_texts(length)
         else:
             self._skip(length * struct.calcsize(f"<{self._code(kind)}"))
         return length
+
+    def _skip_texts(self, num_texts: int) -> None:
+        """As `_skip` does, but spelled out: a vocabulary has hundreds of thousands."""
+        self._num_texts += num_texts
+        if self._num_texts > _MAX_TEXTS:
+            raise _damaged(
+                f"it claims to have {self._num_texts} texts; {_MAX_TEXTS} are the most that are read"
+            )
+        read, seek = self._file.read, self._file.seek
+        for _ in range(num_texts):
+            num_bytes = int.from_bytes(read(8), "little")
+            self._left -= 8 + num_bytes
+            if self._left < 0:
+                raise _damaged("it ends in the middle of its header")
+            seek(num_bytes, 1)
 
     def _tensor_elements(self) -> int:
         self._skip(self._count("Q", _MAX_KEY_BYTES, "characters"))
@@ -115,7 +136,11 @@ class _Reader:
         return _SCALARS[kind]
 
     def _text(self, max_bytes: int) -> str:
-        return self._take(self._count("Q", max_bytes, "characters")).decode("utf-8", "replace")
+        num_bytes = self._count("Q", max_bytes, "characters")
+        self._num_text_bytes += num_bytes
+        if self._num_text_bytes > _MAX_TEXT_BYTES:
+            raise _damaged("its texts are longer than those of any model")
+        return self._take(num_bytes).decode("utf-8", "replace")
 
     def _count(self, code: str, cap: int, what: str) -> int:
         count = self._number(code)

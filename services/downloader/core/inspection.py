@@ -12,7 +12,8 @@ from services.downloader.core.safetensors_header import read_safetensors_header
 from services.downloader.core.selection import quantization_of
 from services.kit.errors import UnsupportedFormat
 
-_MAX_JSON_BYTES: Final = 64 * 1024 * 1024
+# Parsed, it takes forty times as much memory at worst.
+_MAX_JSON_BYTES: Final = 8 * 1024 * 1024
 _MAX_NAME_CHARS: Final = 128
 _MAX_CONTEXT: Final = 2**31
 
@@ -66,7 +67,7 @@ def inspect(files: Mapping[str, Path]) -> Facts:
 def _gguf(files: Mapping[str, Path], ggufs: list[str]) -> Facts:
     headers = [read_gguf_header(files[path]) for path in ggufs]
     first = headers[0]
-    short = first.text("general.architecture")[:_MAX_NAME_CHARS]
+    short = _shown(first.text("general.architecture"))
     if not short:
         raise UnsupportedFormat(f"{ggufs[0]} does not say its architecture, so it is no model")
     architecture = _GGUF_CLASSES.get(short, short)
@@ -93,7 +94,7 @@ def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
     config = _json(files, "config.json")
     headers = [read_safetensors_header(files[path]) for path in tensors]
     names = config.get("architectures")
-    architecture = str(names[0])[:_MAX_NAME_CHARS] if isinstance(names, list) and names else ""
+    architecture = _shown(str(names[0])) if isinstance(names, list) and names else ""
     facts = Facts(
         kind=ModelKind.UNSPECIFIED,
         format=Format.SAFETENSORS,
@@ -186,6 +187,11 @@ def _json(files: Mapping[str, Path], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnsupportedFormat(f"{name} is no table of settings")
     return value
+
+
+def _shown(name: str) -> str:
+    """A name that can be recorded and logged, whatever the file has there."""
+    return "".join(char if char.isprintable() else "?" for char in name[:_MAX_NAME_CHARS])
 
 
 def _context(value: object) -> int:

@@ -10,9 +10,10 @@ from services.kit.errors import UnsupportedFormat
 MAX_PATH_CHARS: Final = 1024
 MAX_PART_BYTES: Final = 255
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# With what ends a line, and what turns the order of the characters behind it: such a name is not what it looks like.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Windows reads `a:b` as a stream of `a`, and these names as devices, whatever follows their first dot.
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
 
 
 def check_path(path: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import DEFAULT_OPTIONS, Download, DownloadState, PullOptions
@@ -252,6 +252,10 @@ class Source(Protocol):
         """
 
 
+SMALL_BYTES: Final = 1024**2
+"""What is larger, or of unknown size, is worth more care than `ManyFiles` takes."""
+
+
 @runtime_checkable
 class ManyFiles(Protocol):
     """What a source has besides, if its models may be of many small files."""
@@ -259,10 +263,10 @@ class ManyFiles(Protocol):
     async def fetch_small(
         self, files: Mapping[Path, RemoteFile], on_arrived: Callable[[Path], None]
     ) -> dict[Path, str]:
-        """Bring the small ones of some files to the paths that they are under, as far as that goes at the first try.
+        """Bring files to the paths that they are under, as far as that goes at the first try.
 
-        on_arrived: told of each that is here; may raise a LaresError, as with `fetch`. Returns the sha256, in hex, of
-        each; the others are to be fetched. Raises DiskFull.
+        files: each of at most SMALL_BYTES. on_arrived: told of each that is here; may raise a LaresError, as with
+        `fetch`. Returns the sha256, in hex, of each; the others are to be fetched. Raises DiskFull.
         """
 
 

@@ -7,8 +7,6 @@ stored, and the registry hears of a version only when all of it is.
 """
 
 import asyncio
-import contextlib
-import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,8 +15,8 @@ from typing import Final, Protocol, TypeVar
 
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import CatalogEntry, Plan
-from services.downloader.core.concurrency import each
 from services.downloader.core.download import Download, DownloadPhase
+from services.downloader.core.fetching import Fetched, Fetching
 from services.downloader.core.models import (
     Facts,
     ModelRecord,
@@ -30,7 +28,6 @@ from services.downloader.core.ports import (
     Blob,
     Inspector,
     LocalFile,
-    ManyFiles,
     ModelRegistry,
     PullRequest,
     RemoteFile,
@@ -38,6 +35,7 @@ from services.downloader.core.ports import (
     Source,
 )
 from services.downloader.core.space import Claim
+from services.downloader.core.transfers import Transfers
 from services.kit.errors import (
     CorruptBlob,
     InvalidReference,
@@ -51,8 +49,6 @@ from services.kit.names import ModelRef, version_name
 T = TypeVar("T")
 
 _MANIFEST_CHARS: Final = 16
-_SMALL_BYTES: Final = 8 * 1024**2
-_SMALL_AT_ONCE: Final = 8
 _GENERATION_CONFIG: Final = "generation_config.json"
 # The registry may be a few seconds behind us when all services start together.
 _REGISTRY_ATTEMPTS: Final = 8
@@ -73,15 +69,6 @@ class Reporter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Fetched:
-    """paths: of what came, by its source's name. stored: those that are blobs. sha256s: of the others."""
-
-    paths: dict[str, Path] = field(default_factory=dict)
-    stored: dict[Path, Blob] = field(default_factory=dict)
-    sha256s: dict[Path, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Puller:
     """What every pull needs. sources: by provider. sleep: for tests."""
 
@@ -89,26 +76,34 @@ class Puller:
     blobs: Blobs
     inspector: Inspector
     registry: ModelRegistry
+    transfers: Transfers = field(default_factory=Transfers)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def pull(self, download: Download, plan: Plan, report: Reporter) -> str:
         """Bring a model in. Returns its version's name. Raises any LaresError of its ports, StoreFull, DiskFull."""
         async with self.blobs.space.claim(download.id) as claim:
-            return await self._pull(download, plan, report, claim)
+            try:
+                return await self._pull(download, plan, report, claim)
+            finally:
+                await self.transfers.end(download.id)
 
     async def _pull(self, download: Download, plan: Plan, report: Reporter, claim: Claim) -> str:
         source = self._source(plan)
-        request = PullRequest(plan.refs, plan.layout, download.options)
+        request = PullRequest(plan.refs, plan.layout)
         report.enter(DownloadPhase.RESOLVING)
         await self._check_origin(plan)
         resolved = await source.resolve(request)
         report.resolved(resolved.source, ())
         if resolved.version_id is not None and await self._is_here(plan.model_id, resolved.version_id):
+            # By a run of this very download, perhaps, that was killed before it let go.
+            await self.blobs.let_go(download.id)
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)
-        await claim.expect(await self._missing_bytes(resolved.files))
-        fetched = await self._fetch(source, resolved, download.id, report, claim)
+        await claim.expect(await self._size_to_fetch(resolved.files))
+        fetched = await Fetching(
+            download.id, resolved.files, source, self.blobs, self.transfers, claim, report.arrived
+        ).run()
         report.enter(DownloadPhase.UNPACKING)
         folder = await asyncio.to_thread(_empty_folder, self.blobs.store.ingest(download.id))
         locals_ = list(await source.unpack(request, fetched.paths, folder))
@@ -157,77 +152,13 @@ class Puller:
             return False
         return True
 
-    async def _missing_bytes(self, files: Sequence[RemoteFile]) -> int:
+    async def _size_to_fetch(self, files: Sequence[RemoteFile]) -> int:
         """Bytes of what is not here, as far as the source tells: the rest is counted as it comes."""
-        here = await self.blobs.store.sizes({_digest(file) for file in files if file.sha256 is not None})
-        return sum(file.size_bytes or 0 for file in files if file.sha256 is None or _digest(file) not in here)
+        digests = {f"sha256:{file.sha256}" for file in files if file.sha256 is not None}
+        here = await self.blobs.store.sizes(digests)
+        return sum(file.size_bytes or 0 for file in files if f"sha256:{file.sha256}" not in here)
 
-    async def _fetch(
-        self, source: Source, resolved: Resolved, name: str, report: Reporter, claim: Claim
-    ) -> _Fetched:
-        """Into the ingest folder of that name.
-
-        Small files several at once, for each waits mostly; large ones one after another, each with the whole line.
-        """
-        ingest = self.blobs.store.ingest(name)
-        files = resolved.files
-        # Numbered, so that no name of theirs becomes one of ours.
-        targets = [ingest / f"{index:05}.part" for index in range(len(files))]
-        numbers = {target: index for index, target in enumerate(targets)}
-        fetched = _Fetched()
-        arrivals: dict[int, int] = {}
-        total_bytes = 0
-
-        def arrived(index: int, num_bytes: int, size_bytes: int | None) -> None:
-            nonlocal total_bytes
-            total_bytes += num_bytes - arrivals.get(index, 0)
-            arrivals[index] = num_bytes
-            claim.arrived(total_bytes)
-            report.arrived(index, num_bytes, size_bytes)
-
-        def came(target: Path) -> None:
-            size_bytes = files[numbers[target]].size_bytes or 0
-            arrived(numbers[target], size_bytes, size_bytes)
-
-        async def bring(index: int) -> None:
-            fetched.sha256s[targets[index]] = await source.fetch(
-                files[index], targets[index], functools.partial(arrived, index)
-            )
-
-        for index, blob in (await self._stored(files, name)).items():
-            targets[index] = self.blobs.store.blob_path(blob.digest)
-            fetched.stored[targets[index]] = blob
-            report.arrived(index, blob.size_bytes, blob.size_bytes)
-        missing = [index for index, target in enumerate(targets) if target not in fetched.stored]
-        if isinstance(source, ManyFiles):
-            fetched.sha256s.update(
-                await source.fetch_small({targets[index]: files[index] for index in missing}, came)
-            )
-            missing = [index for index in missing if targets[index] not in fetched.sha256s]
-        small: list[int] = []
-        large: list[int] = []
-        for index in missing:
-            size_bytes = files[index].size_bytes
-            (large if size_bytes is None or size_bytes > _SMALL_BYTES else small).append(index)
-        await each(small, bring, at_once=_SMALL_AT_ONCE)
-        await each(large, bring, at_once=1)
-        fetched.paths.update((file.path, target) for file, target in zip(files, targets, strict=True))
-        return fetched
-
-    async def _stored(self, files: Sequence[RemoteFile], keeper: str) -> dict[int, Blob]:
-        """Of files by their numbers, the blobs that are here and whole: of another model, or from before a kill."""
-        digests = {index: _digest(file) for index, file in enumerate(files) if file.sha256 is not None}
-        sizes = await self.blobs.keep_present(set(digests.values()), keeper=keeper)
-        found = {}
-        for index, digest in digests.items():
-            if digest in sizes:
-                blob = Blob(digest, sizes[digest])
-                with contextlib.suppress(CorruptBlob):
-                    await self.blobs.store.verify(blob)
-                    found[index] = blob
-        return found
-
-    async def _store(self, files: Sequence[LocalFile], fetched: _Fetched, keeper: str) -> list[StoredFile]:
+    async def _store(self, files: Sequence[LocalFile], fetched: Fetched, keeper: str) -> list[StoredFile]:
         stored = dict(fetched.stored)
         arrivals = [
             Arrival(file.local, sha256=fetched.sha256s.get(file.local))
@@ -287,11 +218,7 @@ class Puller:
         return await ask()
 
 
-def _digest(file: RemoteFile) -> str:
-    return f"sha256:{file.sha256}"
-
-
-def _size_to_store(files: Sequence[LocalFile], fetched: _Fetched) -> int:
+def _size_to_store(files: Sequence[LocalFile], fetched: Fetched) -> int:
     """Bytes of those that are no blobs yet."""
     return sum(file.local.stat().st_size for file in files if file.local not in fetched.stored)
 

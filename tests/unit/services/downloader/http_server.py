@@ -17,7 +17,16 @@ class Request:
     @property
     def first_byte(self) -> int:
         """Of the range that is asked for; 0 without one."""
-        return int(self.headers.get("range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        return int(self._range[0])
+
+    @property
+    def last_byte(self) -> int | None:
+        """Of the range that is asked for; None without one, or if it goes to the end."""
+        return int(self._range[1]) if self._range[1] else None
+
+    @property
+    def _range(self) -> list[str]:
+        return self.headers.get("range", "bytes=0-").removeprefix("bytes=").split("-")
 
 
 Answer = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
@@ -79,16 +88,17 @@ def ranged(body: bytes, *, etag: str = '"1"', cut: int | None = None) -> Answer:
     """As an honest server does, with ranges; cut: hang up after that many bytes of each answer."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
-        first = request.first_byte
+        first, last = request.first_byte, request.last_byte
+        end = len(body) if last is None else min(last + 1, len(body))
         if first >= len(body):
             writer.write(head("416 Range Not Satisfiable", content_range=f"bytes */{len(body)}"))
-        elif first and request.headers.get("if-range", etag) == etag:
-            span = f"bytes {first}-{len(body) - 1}/{len(body)}"
-            start = head(
-                "206 Partial Content", content_length=len(body) - first, content_range=span, etag=etag
-            )
-            writer.write(start + body[first:][:cut])
+            return
+        if "range" in request.headers and request.headers.get("if-range", etag) == etag:
+            headers = {"content_range": f"bytes {first}-{end - 1}/{len(body)}"}
+            writer.write(head("206 Partial Content", content_length=end - first, etag=etag, **headers))
         else:
-            writer.write(head("200 OK", content_length=len(body), etag=etag) + body[:cut])
+            first, end = 0, len(body)
+            writer.write(head("200 OK", content_length=end, etag=etag, accept_ranges="bytes"))
+        writer.write(memoryview(body)[first:end][:cut])
 
     return answer

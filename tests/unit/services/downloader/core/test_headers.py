@@ -1,10 +1,7 @@
-"""Headers of GGUF and safetensors: what they say, and that no mutation of them does more than be refused."""
+"""Headers of GGUF and safetensors: what they say. Mutated ones are read in tests/torture."""
 
 import json
-import random
 import struct
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,21 +79,3 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(UnsupportedFormat):
         read_safetensors_header(tmp_path / "m.safetensors")
-
-
-def test_mutated_headers_are_read_or_refused_within_a_second(tmp_path: Path) -> None:
-    choose = random.Random(14)
-    path = tmp_path / "m"
-    cases = ((gguf_bytes(), read_gguf_header), (safetensors_bytes({"a": TENSOR}), read_safetensors_header))
-    for content, read in cases:
-        for _ in range(1000):
-            mutated = bytearray(content)
-            for _ in range(choose.randrange(1, 5)):
-                mutated[choose.randrange(len(mutated))] = choose.choice((0, 1, 0x7F, 0x80, 0xFF))
-            path.write_bytes(
-                mutated[: choose.randrange(1, len(mutated))] if choose.random() < 0.3 else mutated
-            )
-            began = time.monotonic()
-            with suppress(UnsupportedFormat):
-                read(path)
-            assert time.monotonic() - began < 1

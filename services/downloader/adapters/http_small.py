@@ -30,8 +30,8 @@ async def fetch_small(
 ) -> dict[Path, str]:
     """Bring files, each of at most SMALL_BYTES, to the paths that they are under.
 
-    on_arrived: told of each; may raise a LaresError, which ends it. Returns the sha256, in hex, of each that came and is
-    right. Raises DiskFull. Cancelled, it keeps what has arrived.
+    on_arrived: told of each; may raise a LaresError, which ends it. Returns the sha256, in hex, of each that is right.
+    Raises DiskFull. Cancelled, it keeps what has arrived.
     """
     waiting = deque(files.items())
     crew: list[_Worker] = []

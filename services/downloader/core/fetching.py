@@ -59,7 +59,8 @@ class Fetching:
         """Bring all of them. Raises what `Source.fetch` does, StoreFull, DiskFull."""
         if isinstance(self._source, ManyFiles):
             await self._bring_small(self._source)
-        alone, together = [], []
+        alone: list[int] = []
+        together: list[int] = []
         for number, file in enumerate(self._files):
             if not self._is_here(number):
                 is_small = file.size_bytes is not None and file.size_bytes <= _ALONE_BYTES

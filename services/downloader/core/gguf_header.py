@@ -103,7 +103,9 @@ class _Reader:
         """As `_skip` does, but spelled out: a vocabulary has hundreds of thousands."""
         self._num_texts += num_texts
         if self._num_texts > _MAX_TEXTS:
-            raise _damaged(f"it claims to have {self._num_texts} texts; {_MAX_TEXTS} are the most that are read")
+            raise _damaged(
+                f"it claims to have {self._num_texts} texts; {_MAX_TEXTS} are the most that are read"
+            )
         read, seek = self._file.read, self._file.seek
         for _ in range(num_texts):
             num_bytes = int.from_bytes(read(8), "little")

@@ -76,7 +76,28 @@ _forking = get_context("forkserver")
 _forking.set_forkserver_preload(["tests.torture.downloader_process", "pytest"])
 
 
-class House:
+class Caller:
+    """Whoever asks a downloader."""
+
+    downloader: "rpc.DownloaderServiceAsyncStub"
+
+    async def begin(self, source: str, model_id: str) -> str:
+        """A download's name. Raises AioRpcError if the process dies."""
+        request = pb.CreateDownloadRequest(source=source, model_id=model_id)
+        return (await self.downloader.CreateDownload(request)).download.name
+
+    async def ended(self, name: str) -> pb.Download:
+        """What a download ends in. Raises AioRpcError if the process dies."""
+        async for message in self.downloader.WatchDownload(pb.WatchDownloadRequest(name=name)):
+            download = message.download
+        return download
+
+    async def pull(self, source: str, model_id: str) -> pb.Download:
+        """Both."""
+        return await self.ended(await self.begin(source, model_id))
+
+
+class House(Caller):
     """A downloader in a process of its own. address: where it serves; None if it died before. calls: how often each
     step came, if it was asked to count and has ended.
     """
@@ -86,15 +107,22 @@ class House:
         self._process: ForkServerProcess = _forking.Process(target=_run, args=(setup, there))
         self._process.start()
         there.close()
-        self.downloader: rpc.DownloaderServiceAsyncStub
         self.address: str | None = None
         self.calls: Counter[str] = Counter()
 
-    async def started(self) -> str | None:
-        """Wait until it serves, or is dead. Returns its address."""
+    async def started(self) -> None:
+        """Wait until it serves, or is dead."""
         with suppress(EOFError):
             self.address = str(await asyncio.to_thread(self._here.recv))
-        return self.address
+
+    @asynccontextmanager
+    async def caller(self) -> AsyncIterator[Caller]:
+        """One with a connection of its own."""
+        channel = connect(str(self.address))
+        caller = Caller()
+        caller.downloader = rpc.DownloaderServiceStub(channel)
+        yield caller
+        await channel.close()
 
     async def kill(self) -> None:
         """As a crash does."""
@@ -114,34 +142,18 @@ class House:
         await self.dead()
         self._here.close()
 
-    async def pull(self, source: str, model_id: str) -> pb.Download:
-        """See `pull`."""
-        return await pull(self.downloader, source, model_id)
-
-
-async def pull(downloader: "rpc.DownloaderServiceAsyncStub", source: str, model_id: str) -> pb.Download:
-    """Begin, or go on with what is under way, up to its end. Raises AioRpcError if the process dies."""
-    request = pb.CreateDownloadRequest(source=source, model_id=model_id)
-    download = (await downloader.CreateDownload(request)).download
-    async for message in downloader.WatchDownload(pb.WatchDownloadRequest(name=download.name)):
-        download = message.download
-    return download
-
 
 @asynccontextmanager
 async def house(setup: Setup) -> AsyncIterator[House]:
     """A process, while the block runs."""
     running = House(setup)
-    channel = None
     try:
-        if (address := await running.started()) is not None:
-            channel = connect(address)
-            running.downloader = rpc.DownloaderServiceStub(channel)
-        yield running
+        await running.started()
+        async with running.caller() as caller:
+            running.downloader = caller.downloader
+            yield running
     finally:
         await running.stop()
-        if channel is not None:
-            await channel.close()
 
 
 def _run(setup: Setup, parent: Connection) -> None:

@@ -39,9 +39,10 @@ NUM_ASKED = num(100, 1_000)
 GGUF = gguf_bytes()
 PARTS = (
     "..", ".", "", "...", ". .", ".. ", " ..", "..\x00", "%2e%2e", "\uff0e\uff0e", "\u2025", "~", "~root", "$HOME",
-    "C:", "c:..", "a:b", "con", "NUL", "aux.gguf", "COM1", "lpt9.txt", "CON ", "conout$", "COM\u00b9", "trailing.", "trailing ", "-rf", "*",
-    "a\\b", "..\\..", "\\\\?\\C:", "\\\\host\\share", "\x00", "\n", "\r", "\x1b[2J", "\x7f", "\x85", "\u202e", "\u2028", "\u2067", "\ud800",
-    "é", "e\u0301", "ſ", "İ", "ß", "x" * 255, "x" * 256, "ö" * 128, "m.gguf", "a", "b", "etc", "passwd", "m.gguf.part1",
+    "C:", "c:..", "a:b", "con", "NUL", "aux.gguf", "COM1", "lpt9.txt", "CON ", "conout$", "COM\u00b9", "trailing.",
+    "trailing ", "-rf", "*", "a\\b", "..\\..", "\\\\?\\C:", "\\\\host\\share", "\x00", "\n", "\r", "\x1b[2J", "\x7f",
+    "\x85", "\u202e", "\u2028", "\u2067", "\ud800", "é", "e\u0301", "ſ", "İ", "ß", "x" * 255, "x" * 256, "ö" * 128,
+    "m.gguf", "a", "b", "etc", "passwd", "m.gguf.part1",
 )  # fmt: skip
 SEPARATORS = ("/", "/", "/", "//", "\\", "/./", "/../", "\u2215", "\u2044", ":")
 WRONG_DIGITS = ("", "0", "g", "G", "A", "/", "..", "\\", "\n", "\x00", "é", "\u0660", "%", " ")

@@ -1,6 +1,5 @@
 """RELIABILITY.md, D1: the downloader is killed at random bytes, whatever it pulls from, and goes on."""
 
-import json
 import os
 import random
 import shutil
@@ -11,10 +10,9 @@ import grpc
 import pytest
 
 from lares.downloader.v1 import downloader_pb2 as pb
-from services.downloader.adapters.partial_file import PartialFile
 from tests.contract.source_rigs import REMOTE, OllamaRig
 from tests.torture.downloader_process import Death, Setup, house
-from tests.torture.houses import Place, Registry, assert_one_whole_version, place, registry
+from tests.torture.houses import Place, Registry, arrived_bytes, assert_one_whole_version, place, registry
 from tests.torture.numbers import num
 from tests.unit.services.downloader.wheels import gguf_bytes
 
@@ -65,8 +63,7 @@ async def survive(there: Place, told: Registry, home: Path, model_id: str, point
         before = there.line.num_bytes
         there.line.pause_after(max(1, point - kept))
         async with house(there.setup(home, told)) as running:
-            request = pb.CreateDownloadRequest(source=there.rig.ref, model_id=model_id)
-            await running.downloader.CreateDownload(request)
+            await running.begin(there.rig.ref, model_id)
             await there.line.paused.wait()
             await running.kill()
         arrived = arrived_bytes(home)
@@ -79,17 +76,6 @@ async def survive(there: Place, told: Registry, home: Path, model_id: str, point
         assert done.state == pb.DOWNLOAD_STATE_SUCCEEDED, done.failure
         await assert_one_whole_version(running, told, home, model_id, there.rig.model)
     assert there.line.num_bytes - began <= SIZE_BYTES + len(points) * TWICE_AT_MOST_BYTES
-
-
-def arrived_bytes(home: Path) -> int:
-    """Of all files on their way: what a process that is started now would not fetch again."""
-    num_bytes = 0
-    for note in (home / "store" / "ingest").glob("*/*.part.json"):
-        partial = PartialFile(note.with_suffix(""), json.loads(note.read_text())["identity"])
-        partial.open(None)
-        num_bytes += partial.parts.num_bytes
-        partial.close()
-    return num_bytes
 
 
 async def test_a_copy_of_a_file_begins_anew_after_kills_and_ends_right(

@@ -1,4 +1,4 @@
-"""RELIABILITY.md, D14: headers of GGUF and safetensors that somebody changed, read by the real worker under its caps."""
+"""RELIABILITY.md, D14: headers of GGUF and safetensors that somebody changed, read by the real, capped worker."""
 
 import asyncio
 import json

@@ -40,10 +40,14 @@ _SAVE_S: Final = 5.0
 
 
 class LiveDownload:
-    """A download that somebody may be watching: its newest state, its number, and the word that it changed."""
+    """A download that somebody may be watching: its newest state, its number, and the word that it changed.
+
+    is_recorded: its state was written down. If not, as on a full disk, only this here knows it.
+    """
 
     def __init__(self, download: Download) -> None:
         self.download = download
+        self.is_recorded = True
         self.sequence = 0
         self._changed = asyncio.Event()
         self.publish(download)
@@ -195,7 +199,7 @@ class DownloadJobs:
         if self._tasks.get(download_id) is task:
             del self._tasks[download_id]
             live = self._live.get(download_id)
-            if live is not None and live.download.state.is_final:
+            if live is not None and live.download.state.is_final and live.is_recorded:
                 del self._live[download_id]
 
     async def _run(self, live: LiveDownload) -> None:
@@ -229,8 +233,10 @@ class DownloadJobs:
 
     async def _settle(self, live: LiveDownload, download: Download) -> None:
         """Written down before it is told; told all the same if it cannot be, for somebody may be waiting."""
+        live.is_recorded = False
         try:
             await self._records.save_download(download)
+            live.is_recorded = True
         except LaresError as error:
             _log.error("download cannot be written down", download=download.name, why=error.message)
         live.publish(download)
@@ -243,7 +249,7 @@ class DownloadJobs:
                 task.cancel()
                 await asyncio.wait([task])
             await self._settle(live, change(live.download))
-            if live.download.state.is_final:
+            if live.download.state.is_final and live.is_recorded:
                 self._live.pop(download_id, None)
             return live.download
 

@@ -13,25 +13,25 @@ Store = Callable[[], Awaitable[None]]
 
 
 class Transfer:
-    """One digest that one download brings."""
+    """One digest that one download brings. wanted: somebody else waits for it; over: nobody need wait any more."""
 
     def __init__(self, download_id: str) -> None:
         self.download_id = download_id
         self.over = asyncio.Event()
-        self._is_wanted = False
+        self.wanted = asyncio.Event()
         self._store: Store | None = None
         self._storing: asyncio.Task[None] | None = None
 
     def want(self) -> None:
         """Somebody else waits for it."""
-        self._is_wanted = True
+        self.wanted.set()
         if self._store is not None and self._storing is None:
             self._storing = asyncio.create_task(self._put(self._store))
 
     def arrived(self, store: Store) -> None:
         """It is here, and whole. store: makes it a blob, for others."""
         self._store = store
-        if self._is_wanted:
+        if self.wanted.is_set():
             self.want()
 
     async def settle(self) -> None:

@@ -202,6 +202,29 @@ async def test_a_database_that_cannot_be_written_leaves_no_watcher_waiting(
     assert (await watching).state is DownloadState.SUCCEEDED
 
 
+async def test_a_failure_that_cannot_be_written_down_can_be_resumed_all_the_same(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = await house.jobs.create("pypi:tiny")
+    watching = asyncio.create_task(house.ended(download))
+    await house.source.fetching.wait()
+
+    async def refuse(download: Download) -> None:
+        raise DiskFull("no room left")
+
+    house.source.failure = DiskFull("no room left")
+    with monkeypatch.context() as full:
+        full.setattr(house.records, "save_download", refuse)
+        house.source.go.set()
+        assert (await watching).state is DownloadState.FAILED
+        with pytest.raises(DiskFull):
+            await house.jobs.resume(download.id)
+    assert (await house.jobs.get(download.id)).state is DownloadState.FAILED
+    house.source.failure = None
+    await house.jobs.resume(download.id)
+    assert (await house.ended(download)).state is DownloadState.SUCCEEDED
+
+
 async def test_a_bug_ends_one_download_and_tells_nothing_of_our_insides(house: House) -> None:
     house.source.go.set()
     house.source.failure = ZeroDivisionError("secret")

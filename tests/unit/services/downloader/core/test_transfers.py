@@ -83,11 +83,10 @@ async def ended(house: House, *downloads: Download) -> list[DownloadState]:
     return states
 
 
-async def waiting_for(house: House, digest_of: str) -> None:
+async def waiting_for(house: House, content: str) -> None:
     """Return when somebody waits for what another brings."""
-    transfer = house.puller.transfers._under_way[f"sha256:{hashlib.sha256(digest_of.encode()).hexdigest()}"]
-    while not transfer._is_wanted:
-        await asyncio.sleep(0)
+    digest = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+    await house.puller.transfers._under_way[digest].wanted.wait()
 
 
 async def test_two_models_with_one_file_bring_it_once(house: House, shelf: Shelf) -> None:

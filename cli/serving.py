@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from cli import console
 from cli.client import Client
 from cli.memory import load_model
-from cli.models import pull_model
+from cli.pulling import pull_model
 from cli.settings import CliSettings
 from lares.inference.v1 import inference_pb2
 from lares.registry.v1 import registry_pb2

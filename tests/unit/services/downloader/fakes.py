@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -124,6 +125,7 @@ class SlowSource:
         self.sha256: str | None = None
         self.tells_size = True
         self.num_fetched = 0
+        self.newest: str | None = "1"
 
     async def resolve(self, request: PullRequest) -> Resolved:
         ref = request.refs[0]
@@ -132,6 +134,12 @@ class SlowSource:
             "m.gguf", "http://x/m.gguf", len(self.content) if self.tells_size else None, self.sha256
         )
         return Resolved(f"pypi:{ref.name}=={revision}", revision, revision, (file,))
+
+    async def latest(self, request: PullRequest) -> Resolved | None:
+        if self.newest is None:
+            return None
+        [ref] = request.refs
+        return await self.resolve(PullRequest((replace(ref, revision=self.newest),), request.layout))
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         self.num_fetched += 1

@@ -185,7 +185,7 @@ def lares(folder: Path, what: str, target: Path) -> Reading | None:
         "LARES_HOME": str(target),
         "LARES_HTTP": LARES_HTTP,
         "LARES_GRPC": LARES_GRPC,
-        "LARES_CLI_STARTER": "none",
+        "SKIP_MODEL_DOWNLOADS": "1",
         "LARES_DOWNLOADER_HF_ENDPOINT": f"http://127.0.0.1:{PORT}",
         "LARES_LOG_LEVEL": "warning",
     }

@@ -28,7 +28,7 @@ from services.kit.host import Host
 from services.kit.server import GrpcServer
 from services.kit.settings import Settings
 from services.registry.service import build as build_registry
-from tests.unit.services.downloader.http_server import serving
+from tests.unit.services.downloader.http_server import Request, serving
 from tests.unit.services.downloader.moving_hub import MovingHub
 from tests.unit.services.downloader.wheels import gguf_bytes
 
@@ -158,11 +158,11 @@ async def test_a_waiting_download_is_put_before_others(
     go = asyncio.Event()
     answer = hub.answer
 
-    async def held(request: object, writer: asyncio.StreamWriter) -> None:
+    async def held(request: Request, writer: asyncio.StreamWriter) -> None:
         await go.wait()
-        await answer(request, writer)  # type: ignore[arg-type] # It is passed on as it came.
+        await answer(request, writer)
 
-    async with serving(held) as server:  # type: ignore[arg-type] # As above.
+    async with serving(held) as server:
         monkeypatch.setenv("LARES_DOWNLOADER_HF_ENDPOINT", server.url)
         async with House(tmp_path) as house:
             first = await house.create(commit(1))
@@ -185,7 +185,7 @@ async def test_a_waiting_download_is_put_before_others(
 async def test_a_download_that_runs_too_long_is_told_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def silent(request: object, writer: asyncio.StreamWriter) -> None:
+    async def silent(request: Request, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setenv("MODEL_DOWNLOAD_TIMEOUT", "0.1")

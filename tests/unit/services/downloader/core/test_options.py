@@ -2,7 +2,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined] # Public, but lazily so.
 
 from services.downloader.core.download import Download, PullOptions
 from services.downloader.core.options import (

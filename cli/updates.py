@@ -114,7 +114,7 @@ def rollback(
         name = model_name(served.model_id)
         found = (await client.registry.GetModel(registry_pb2.GetModelRequest(name=name))).model
         versions = [version async for version in all_versions(client, name)]
-        target = _target(found, versions, to)
+        target = rollback_target(found, versions, to)
         if not dry_run:
             # Only what was looked at is changed: a pull that ends now may have made another version answer.
             changed = registry_pb2.Model(name=name, default_version=target.name, etag=found.etag)
@@ -135,7 +135,7 @@ def rollback(
     console.run(ctx, work)
 
 
-def _target(
+def rollback_target(
     model: registry_pb2.Model, versions: Sequence[registry_pb2.Version], to: str
 ) -> registry_pb2.Version:
     """The version to go back to. versions: oldest first.

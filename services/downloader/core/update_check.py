@@ -1,7 +1,8 @@
 """The check for updates: what the sources of models have now, beside the versions that answer.
 
-A model of the catalogue is compared to the catalogue, which names releases that are known to work. A version that this
-house has had is never chosen again: whoever went back from it would be brought forward by the next check.
+A model that was pulled by a short name is compared to the catalogue, which names releases that are known to work. A
+version that this house has had is never chosen again: whoever went back from it would be brought forward by the next
+check.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from services.downloader.core.catalog import Catalog
+from services.downloader.core.catalog import Catalog, CatalogEntry
 from services.downloader.core.concurrency import each
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.options import narrowed, narrowing_of
@@ -88,7 +89,7 @@ class UpdateChecker:
     ) -> Update:
         if ":" not in current.source:
             return replace(update, reason="it came from no source that could be asked")
-        entry = self._catalog.entry_of(update.model_id, current.source)
+        entry = await self._entry_of(update.model_id, current)
         if entry is not None and str(entry.sources[0]) == current.source:
             return replace(
                 update,
@@ -120,6 +121,12 @@ class UpdateChecker:
             entry.model_id if entry else latest.source, model_id=update.model_id, options=options
         )
         return replace(update, download=download.name)
+
+    async def _entry_of(self, model_id: str, version: ListedVersion) -> CatalogEntry | None:
+        """The catalogue's, unless somebody asked for that very version by its reference."""
+        entry = self._catalog.entry_of(model_id, version.source)
+        download = await self._downloads.download_of_version(version.name)
+        return None if entry and download and download.source != entry.model_id else entry
 
     async def _why_held_back(self, update: Update, versions: Mapping[str, ListedVersion]) -> str:
         """Empty if nothing speaks against it."""

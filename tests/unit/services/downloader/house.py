@@ -7,7 +7,7 @@ from pathlib import Path
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.cleanup import VersionCleaner
-from services.downloader.core.download import DEFAULT_OPTIONS, PullOptions
+from services.downloader.core.download import DEFAULT_OPTIONS, Download, PullOptions
 from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
@@ -66,11 +66,15 @@ class House:
 
     async def pull(self, source: str, model_id: str = "m", options: PullOptions = DEFAULT_OPTIONS) -> str:
         """Returns the version's name."""
-        download = await self.jobs.create(source, model_id=model_id, options=options)
+        done = await self.ended(await self.jobs.create(source, model_id=model_id, options=options))
+        assert done.version, done.failure
+        return done.version
+
+    async def ended(self, download: Download) -> Download:
+        """As it was in the end."""
         async for _, seen in self.jobs.watch(download.id):
             download = seen
-        assert download.version, download.failure
-        return download.version
+        return download
 
     async def record(self, model_id: str, *files: StoredFile, version_id: str = "1", source: str = "") -> str:
         """A version of these files, which answers from now on. Returns its name."""

@@ -122,13 +122,24 @@ async def test_a_model_of_the_catalogue_is_compared_to_the_catalogue(tmp_path: P
     house = House(tmp_path, catalog=CATALOG)
     house.repository.commits = {"c1": FIRST, "c2": SECOND, "c3": SECOND}
     house.repository.main = "c3"
-    await house.pull("hf:org/m@c1")
+    # From a time when the catalogue named it, on a machine that has no record of its download any more.
+    await house.record("m", await house.write(b"first"), version_id="c1", source="hf:org/m@c1")
     assert await updated(house) == "models/m/versions/c2"
     assert (await house.jobs.page([], before_id=None, limit=1))[0].source == "m"
     num_asked = house.repository.num_asked
     update = await checked(house)
     assert (update.verdict, update.latest_source) == (UpdateVerdict.UP_TO_DATE, "hf:org/m@c2")
     assert house.repository.num_asked == num_asked, "nobody was asked"
+
+
+async def test_who_asked_for_a_revision_of_a_catalogue_model_is_not_taken_back_to_the_catalogue(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path, catalog=CATALOG)
+    house.repository.commits = {"c1": FIRST, "c2": SECOND, "c3": SECOND}
+    house.repository.main = "c3"
+    await house.pull("hf:org/m@c3")
+    assert (await checked(house, pull=True)).verdict is UpdateVerdict.UP_TO_DATE
 
 
 async def test_only_the_models_that_were_named_are_checked(house: House) -> None:

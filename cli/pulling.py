@@ -121,7 +121,9 @@ async def follow(client: Client, download: pb.Download, *, quiet: bool) -> pb.Do
     watch = client.downloader.WatchDownload(pb.WatchDownloadRequest(name=download.name))
     try:
         with console.transfer_progress(
-            TextColumn("{task.description}"), TextColumn("[dim]{task.fields[phase]}"), quiet=quiet
+            TextColumn("{task.description}", markup=False),
+            TextColumn("[dim]{task.fields[phase]}"),
+            quiet=quiet,
         ) as progress:
             task = progress.add_task(source, total=None, phase="waiting")
             async for update in watch:

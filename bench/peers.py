@@ -153,7 +153,7 @@ class Lares(Peer):
             "--http=127.0.0.1:0",
             "--grpc=127.0.0.1:0",
         ]
-        self._launch(command, {"LARES_CLI_STARTER": "none"}, self._said_ready)
+        self._launch(command, {"SKIP_MODEL_DOWNLOADS": "1"}, self._said_ready)
 
     def _said_ready(self) -> bool:
         assert self.server is not None

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from cli import chat, console, memory, models, scoring, serving, speech, store, system, training
+from cli import (
+    chat,
+    console,
+    memory,
+    models,
+    pulling,
+    scoring,
+    serving,
+    speech,
+    store,
+    system,
+    training,
+    updates,
+)
 
 GLOBAL_OPTIONS = ("--home", "--http", "--grpc", "--log-level")
 
@@ -55,7 +68,9 @@ def options(
 
 
 serving.register(app)
+pulling.register(app)
 models.register(app)
+updates.register(app)
 store.register(app)
 chat.register(app)
 scoring.register(app)

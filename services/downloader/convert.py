@@ -18,6 +18,8 @@ from services.downloader.core.findings import Event, Progress, Summary, Validate
 from services.downloader.core.garbage import Collected
 from services.downloader.core.leases import lease_name
 from services.downloader.core.ports import Lease
+from services.downloader.core.required import RequiredModel
+from services.downloader.core.update import Update
 from services.downloader.core.usage import Share, StoreUsage
 from services.kit.errors import InvalidArgument
 from services.kit.names import model_name, parse_resource
@@ -105,6 +107,32 @@ def entry_to_proto(entry: CatalogEntry) -> pb.CatalogEntry:
         license=entry.license,
         download_bytes=entry.download_bytes,
         languages=entry.languages,
+    )
+
+
+def required_to_proto(model: RequiredModel) -> pb.RequiredModel:
+    """How a required model stands."""
+    return pb.RequiredModel(
+        source=model.source,
+        model=model_name(model.model_id),
+        state=pb.RequiredState.ValueType(model.state),
+        version=model.version,
+        download=model.download,
+    )
+
+
+def update_to_proto(update: Update) -> pb.Update:
+    """What a check found of a model."""
+    return pb.Update(
+        model=model_name(update.model_id),
+        version=update.version,
+        verdict=pb.UpdateVerdict.ValueType(update.verdict),
+        latest_source=update.latest_source,
+        latest_version=update.latest_version,
+        download_bytes=update.download_bytes,
+        reason=update.reason,
+        download=update.download,
+        check_time=_time_to_proto(update.check_time),
     )
 
 

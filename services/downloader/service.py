@@ -1,8 +1,9 @@
 """Wiring: settings -> adapters -> core -> servicer. The only file that knows all of them."""
 
 import asyncio
-import os
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import grpc
 import structlog
@@ -30,7 +31,10 @@ from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
 from services.downloader.core.ports import Source
 from services.downloader.core.pull import Puller
+from services.downloader.core.required import Requirements
 from services.downloader.core.space import SpaceLimits
+from services.downloader.core.update import UpdateVerdict
+from services.downloader.core.update_check import UpdateChecker
 from services.downloader.core.validation import Validator
 from services.downloader.servicer import DownloaderServicer
 from services.downloader.settings import DownloaderSettings
@@ -39,6 +43,8 @@ from services.kit.errors import LaresError
 from services.kit.host import Host
 
 CATALOG = Path(__file__).parent / "catalog.toml"
+
+_AFTER_A_FAILURE: Final = timedelta(minutes=1)
 
 _log = structlog.get_logger(__name__)
 
@@ -69,9 +75,8 @@ class DownloaderService:
             database_url(settings.database.get_secret_value(), host.settings.home / "downloader.db")
         )
         inspector = WorkerInspector()
-        token = settings.hf_token.get_secret_value() or os.environ.get("HF_TOKEN", "")
         pypi = PypiSource(inspector, limits)
-        hf = HfSource(settings.hf_endpoint, token, limits)
+        hf = HfSource(settings.hf_endpoint, settings.hf_token.get_secret_value(), limits)
         ollama = OllamaSource(settings.ollama_endpoint, limits)
         vosk = VoskSource(settings.vosk_endpoint, inspector, limits)
         https = HttpsSource(inspector, limits)
@@ -92,13 +97,22 @@ class DownloaderService:
             "file": FileSource(),
         }
         puller = Puller(sources, blobs, inspector, registry)
-        self._jobs = DownloadJobs(puller, catalog, self._records, max_concurrent=settings.max_concurrent)
+        self._jobs = DownloadJobs(
+            puller,
+            catalog,
+            self._records,
+            max_concurrent=settings.max_concurrent,
+            timeout_s=settings.timeout_s,
+        )
         self._collector = GarbageCollector(blobs, registry)
         blobs.space.reclaimable = self._collector.reclaimable_bytes
         cleaner = VersionCleaner(blobs, registry, self._collector)
         validator = Validator(blobs, registry, self._jobs, catalog)
+        self._updates = UpdateChecker(puller, self._jobs, catalog, self._records)
+        self._update_check = settings.update_check
+        self._update_interval = timedelta(seconds=settings.update_interval_s)
         self._collect_interval_s = settings.collect_interval_s
-        self._collecting: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
         self._servicer = DownloaderServicer(
             host,
             self._jobs,
@@ -109,6 +123,8 @@ class DownloaderService:
             cleaner,
             validator,
             registry,
+            Requirements(settings.required, catalog, self._jobs, registry),
+            self._updates,
         )
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -125,13 +141,16 @@ class DownloaderService:
         await self._records.open()
         await self._jobs.start()
         if self._collect_interval_s:
-            self._collecting = asyncio.create_task(self._collect_now_and_then())
+            self._chores.append(asyncio.create_task(self._collect_now_and_then()))
+        if self._update_check != "off":
+            self._chores.append(asyncio.create_task(self._check_now_and_then()))
 
     async def stop(self) -> None:
         """Stop downloads where they are; the next start goes on with them."""
-        if self._collecting is not None:
-            self._collecting.cancel()
-            await asyncio.wait({self._collecting})
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        self._chores.clear()
         await self._jobs.stop()
         for source in self._remote:
             await source.close()
@@ -151,3 +170,18 @@ class DownloaderService:
                     _log.info(
                         "garbage collected", blobs=collected.num_blobs, freed_bytes=collected.freed_bytes
                     )
+
+    async def _check_now_and_then(self) -> None:
+        """As if somebody had asked, once an interval, counted over restarts."""
+        while True:
+            wait = _AFTER_A_FAILURE
+            try:
+                wait = await self._updates.due_in(self._update_interval)
+                if not wait:
+                    updates = await self._updates.check((), pull=self._update_check == "pull")
+                    wait = self._update_interval
+                    found = [each.model_id for each in updates if each.verdict is UpdateVerdict.AVAILABLE]
+                    _log.info("updates checked", models=len(updates), available=found)
+            except LaresError as error:
+                _log.warning("updates were not checked", error=str(error))
+            await asyncio.sleep(wait.total_seconds())

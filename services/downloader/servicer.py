@@ -17,6 +17,8 @@ from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
 from services.downloader.core.ports import ModelRegistry
+from services.downloader.core.required import Requirements
+from services.downloader.core.update_check import UpdateChecker
 from services.downloader.core.usage import store_usage
 from services.downloader.core.validation import Validator
 from services.kit.errors import InvalidArgument
@@ -45,6 +47,8 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         cleaner: VersionCleaner,
         validator: Validator,
         registry: ModelRegistry,
+        requirements: Requirements,
+        updates: UpdateChecker,
     ) -> None:
         self._host = host
         self._jobs = jobs
@@ -55,6 +59,8 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         self._cleaner = cleaner
         self._validator = validator
         self._registry = registry
+        self._requirements = requirements
+        self._updates = updates
 
     async def CreateDownload(
         self, request: pb.CreateDownloadRequest, context: Context
@@ -124,6 +130,42 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         """End a download."""
         download = await self._jobs.cancel(convert.download_id_from_name(request.name))
         return pb.CancelDownloadResponse(download=convert.download_to_proto(download))
+
+    async def UpdateDownload(
+        self, request: pb.UpdateDownloadRequest, context: Context
+    ) -> pb.UpdateDownloadResponse:
+        """Change a download's priority."""
+        if unknown := set(request.update_mask.paths) - {"options.priority"}:
+            raise InvalidArgument.at("update_mask", f"{min(unknown)[:80]!a} is no field that can be changed")
+        download = await self._jobs.update(
+            convert.download_id_from_name(request.download.name), priority=request.download.options.priority
+        )
+        return pb.UpdateDownloadResponse(download=convert.download_to_proto(download))
+
+    async def EnsureModels(
+        self, request: pb.EnsureModelsRequest, context: Context
+    ) -> pb.EnsureModelsResponse:
+        """Have what is required here."""
+        models = await self._requirements.ensure(dry_run=request.dry_run)
+        return pb.EnsureModelsResponse(models=[convert.required_to_proto(model) for model in models])
+
+    async def CheckUpdates(
+        self, request: pb.CheckUpdatesRequest, context: Context
+    ) -> pb.CheckUpdatesResponse:
+        """Ask the sources what is newer."""
+        updates = await self._updates.check(request.models, pull=request.pull)
+        return pb.CheckUpdatesResponse(updates=[convert.update_to_proto(update) for update in updates])
+
+    async def ListUpdates(self, request: pb.ListUpdatesRequest, context: Context) -> pb.ListUpdatesResponse:
+        """Return a page of what was found; its token holds the last model's id."""
+        (after_id,) = decode_cursor(request.page_token, "updates", (str,)) or ("",)
+        limit = page_size(request.page_size)
+        page = await self._updates.page(after_id=str(after_id), limit=limit + 1)
+        shown = page[:limit]
+        return pb.ListUpdatesResponse(
+            updates=[convert.update_to_proto(update) for update in shown],
+            next_page_token=encode_cursor("updates", (shown[-1].model_id,)) if len(page) > limit else "",
+        )
 
     async def ListCatalogEntries(
         self, request: pb.ListCatalogEntriesRequest, context: Context

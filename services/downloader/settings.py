@@ -1,16 +1,24 @@
 """Settings of the downloader: LARES_DOWNLOADER_*, or [downloader] in the settings file."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
-from services.kit.settings import ServiceSettings
+from services.kit.settings import ServiceSettings, Texts
 
 
 class DownloaderSettings(ServiceSettings):
     """What the downloader needs to know beyond the shared settings."""
 
     section: ClassVar[str] = "downloader"
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        "max_concurrent": "MAX_CONCURRENT_DOWNLOADS",
+        "timeout_s": "MODEL_DOWNLOAD_TIMEOUT",
+        "hf_token": "HF_TOKEN",
+        "update_interval_s": "MODEL_UPDATE_INTERVAL",
+    }
 
     database: SecretStr = Field(
         default=SecretStr(""),
@@ -20,12 +28,31 @@ class DownloaderSettings(ServiceSettings):
     max_concurrent: int = Field(
         default=2, ge=1, le=64, description="How many downloads run at once; the others wait in their order."
     )
+    timeout_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=604_800,
+        description="Seconds that a download may run, unless it says otherwise; 0 for as long as it takes.",
+    )
+    required: Texts = Field(
+        default=("smollm2-135m-instruct",),
+        description="Models that this house needs, by short name or reference, with commas between them. They are "
+        "pulled by `lares ensure`, and by `lares up` in a house without any model; the first is the starter.",
+    )
+    update_check: Literal["off", "report", "pull"] = Field(
+        default="off",
+        description="Whether the service asks the sources of models for newer versions by itself: off, report (for "
+        "`lares updates`), or pull, which lets the newer one answer.",
+    )
+    update_interval_s: float = Field(
+        default=86_400.0, ge=60, le=31_536_000, description="Seconds between two such checks."
+    )
     hf_endpoint: str = Field(
         default="", description="URL of the hub that hf: means; huggingface_hub's own default if unset."
     )
     hf_token: SecretStr = Field(
         default=SecretStr(""),
-        description="Token for that hub, sent to no other host; the environment's HF_TOKEN if unset.",
+        description="Token for that hub, sent to no other host.",
     )
     ollama_endpoint: str = Field(
         default="https://registry.ollama.ai",

@@ -40,6 +40,7 @@ Pure Python: cores, adapters and workers raise these; `status.py` translates.
     │   ├── DigestMismatch         what arrived is not what was promised
     │   └── CorruptBlob            what was stored is not what is read
     ├── DeadlineExceeded
+    │   └── DownloadTimeout        a download ran for as long as it may
     ├── Cancelled
     ├── Unsupported                not built, or not built yet
     └── InternalError              a bug of ours
@@ -372,6 +373,10 @@ class CorruptBlob(DataLoss):
 
 class DeadlineExceeded(LaresError):
     """The time that the caller gave was not enough."""
+
+
+class DownloadTimeout(DeadlineExceeded):
+    """A download ran for as long as it may, and was not done. What has arrived is kept."""
 
 
 class Cancelled(LaresError):

@@ -1,6 +1,7 @@
 """Settings: typed, frozen, read once, passed in.
 
-Precedence: command line, environment, settings file, default.
+Precedence: command line, environment, settings file, default. A setting may have an alias, another name in the
+environment, which other programs know it by; its own name comes before that.
 
     Settings                 shared by every process; env LARES_<NAME>, top-level keys of the settings file
     └ ServiceSettings        one subclass a service, with a `section`; LARES_<SECTION>_*, table [<section>]
@@ -39,7 +40,7 @@ SECTIONS = (*SERVICES, "gateway", "cli")
 
 ENV_PREFIX = "LARES_"
 
-Source = Literal["command line", "environment", "file", "default"]
+Source = Literal["command line", "environment", "alias", "file", "default"]
 
 
 def _split(value: object) -> object:
@@ -56,6 +57,9 @@ class SettingsModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
     section: ClassVar[str] = ""
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Field -> another environment variable that it is read from."""
 
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
 
@@ -187,7 +191,8 @@ def load_settings(
     file = _settings_file(overrides, environ)
     layers: list[tuple[Source, dict[str, Any]]] = [
         ("file", _from_file(cls, file)),
-        ("environment", _from_environment(cls, environ)),
+        ("alias", _from_environment(cls.aliases, environ)),
+        ("environment", _from_environment({name: cls.env_name(name) for name in cls.model_fields}, environ)),
         ("command line", _from_overrides(cls, overrides)),
     ]
     values: dict[str, Any] = {}
@@ -205,10 +210,11 @@ def load_settings(
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One line of `lares settings`."""
+    """One line of `lares settings`. alias: another variable that it is read from, or empty."""
 
     name: str
     env: str
+    alias: str
     key: str
     default: str
     value: str
@@ -223,6 +229,7 @@ def describe(cls: type[SettingsModel], settings: SettingsModel | None = None) ->
         yield SettingRow(
             name=name,
             env=cls.env_name(name),
+            alias=cls.aliases.get(name, ""),
             key=cls.key(name),
             default=_shown(_default(field)),
             value=_shown(getattr(settings, name)),
@@ -276,9 +283,9 @@ def _from_file(cls: type[SettingsModel], file: Path) -> dict[str, Any]:
     return table
 
 
-def _from_environment(cls: type[SettingsModel], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Empty counts as unset: that is what a compose file makes of a variable that nobody gave."""
-    found = {name: environ.get(cls.env_name(name), "") for name in cls.model_fields}
+def _from_environment(variables: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Any]:
+    """variables: by field. Empty counts as unset: that is what a compose file makes of a variable that nobody gave."""
+    found = {name: environ.get(variable, "") for name, variable in variables.items()}
     return {name: value for name, value in found.items() if value}
 
 
@@ -306,6 +313,7 @@ def _explain(
         name = location[0] if location else ""
         place = {
             "file": f"in {file}",
+            "alias": f"in {cls.aliases.get(name, '')}",
             "environment": f"in {cls.env_name(name)}",
             "command line": "on the command line",
         }

@@ -91,6 +91,7 @@ TABLE: dict[type[LaresError], Row] = {
     errors.DigestMismatch: Row(_C.DATA_LOSS, 502, "server_error", "digest_mismatch"),
     errors.CorruptBlob: Row(_C.DATA_LOSS, 500, "server_error", "corrupt_blob"),
     errors.DeadlineExceeded: Row(_C.DEADLINE_EXCEEDED, 504, "server_error", "deadline_exceeded"),
+    errors.DownloadTimeout: Row(_C.DEADLINE_EXCEEDED, 504, "server_error", "download_timeout"),
     errors.Cancelled: Row(_C.CANCELLED, 499, "server_error", "cancelled"),
     errors.Unsupported: Row(_C.UNIMPLEMENTED, 501, "server_error", "unsupported"),
     errors.InternalError: Row(_C.INTERNAL, 500, "server_error", "internal_error"),

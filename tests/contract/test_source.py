@@ -71,6 +71,23 @@ async def test_resolving_pins_and_what_is_pinned_resolves_to_the_same(rig: Rig) 
     assert (await rig.source.resolve(PullRequest((pinned,), Layout()))).files == first.files
 
 
+async def test_what_is_newest_is_told_pinned_whatever_revision_was_named(rig: Rig) -> None:
+    resolved = await rig.source.resolve(requested(rig.ref))
+    latest = await rig.source.latest(requested(resolved.source))
+    if not rig.follows:
+        assert latest is None
+        return
+    assert latest == resolved
+    newer = rig.publish()
+    latest = await rig.source.latest(requested(resolved.source))
+    assert latest is not None
+    assert latest == await rig.source.resolve(requested(newer))
+    assert latest.source == newer
+    assert latest.version_id not in (None, resolved.version_id)
+    # What was pinned is what it was.
+    assert (await rig.source.resolve(requested(resolved.source))).files == resolved.files
+
+
 async def test_what_is_not_there_is_said_so(rig: Rig, tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound):
         await pull(rig, rig.absent, tmp_path)

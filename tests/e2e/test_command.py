@@ -89,7 +89,7 @@ def test_doctor_examines_this_machine(house: House) -> None:
 
 
 def test_rm_removes_a_model_and_its_bytes_after_a_dry_run(new_house: Callable[..., House]) -> None:
-    house = new_house(LARES_CLI_STARTER="none")
+    house = new_house(SKIP_MODEL_DOWNLOADS="1")
     house.start()
     assert house.json("list") == []
     house.pull("whisper-tiny.en")
@@ -105,7 +105,7 @@ def test_rm_removes_a_model_and_its_bytes_after_a_dry_run(new_house: Callable[..
 
 
 def test_interrupted_pull_goes_on_after_a_kill_of_everything(new_house: Callable[..., House]) -> None:
-    house = new_house(LARES_CLI_STARTER="none")
+    house = new_house(SKIP_MODEL_DOWNLOADS="1")
     house.start()
     pull = subprocess.Popen(
         [LARES, "pull", "vosk-small-ko", f"--grpc={house.grpc}"],
@@ -126,7 +126,7 @@ def test_interrupted_pull_goes_on_after_a_kill_of_everything(new_house: Callable
 def test_second_start_is_ready_within_15_seconds_and_answers(
     new_house: Callable[..., House], house: House
 ) -> None:
-    second = new_house(LARES_CLI_STARTER="none")
+    second = new_house(SKIP_MODEL_DOWNLOADS="1")
     second.start()
     assert second.stop() == 0
     second.start(timeout_s=60)

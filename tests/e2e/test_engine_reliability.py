@@ -243,7 +243,7 @@ async def test_two_models_and_three_adapters_answer_together(
 def test_a_model_that_does_not_fit_is_refused_with_numbers_and_nobody_goes_for_it(
     new_house: Callable[..., House], tmp_path: Path
 ) -> None:
-    house = new_house(LARES_CLI_STARTER="none", LARES_INFERENCE_MEMORY_BYTES=str(1200 * MIB))
+    house = new_house(SKIP_MODEL_DOWNLOADS="1", LARES_INFERENCE_MEMORY_BYTES=str(1200 * MIB))
     house.start()
     names = ["small", "smaller"]
     for name in names:

@@ -193,7 +193,7 @@ async def test_a_broken_download_goes_on_with_a_range(house: House, tmp_path: Pa
 
 @pytest.fixture
 def second_house(new_house: Callable[..., House]) -> House:
-    house = new_house(LARES_CLI_STARTER="none")
+    house = new_house(SKIP_MODEL_DOWNLOADS="1")
     house.start()
     return house
 

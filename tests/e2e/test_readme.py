@@ -75,7 +75,7 @@ def test_make_up_serves_and_ends_at_ctrl_c(tmp_path: Path) -> None:
         "LARES_HOME": str(tmp_path / "home"),
         "LARES_HTTP": "127.0.0.1:0",
         "LARES_GRPC": "127.0.0.1:0",
-        "LARES_CLI_STARTER": "none",
+        "SKIP_MODEL_DOWNLOADS": "1",
     }
     with subprocess.Popen(
         ["make", "--no-print-directory", "-C", str(ROOT), "up"],

@@ -40,15 +40,15 @@ WEIGHTS = gguf_bytes() + os.urandom(1_000_000)
 class ManyFiles(LaresRig):
     """So many small ones that they are synced with their whole file system at once."""
 
-    def _put(self, model: str, name: str) -> None:
-        super()._put(model, name)
+    def _put(self, model: str, name: str, version: str = "1", commit: str = COMMIT) -> None:
+        super()._put(model, name, version, commit)
         self.model |= {f"{number}.txt": b"%d" % number for number in range(40)}
         siblings = []
         for path, content in self.model.items():
-            self.shelf.files[f"/hf/{model}/resolve/{COMMIT}/{path}"] = content
+            self.shelf.files[f"/hf/{model}/resolve/{commit}/{path}"] = content
             lfs = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
             siblings.append({"rfilename": path, "size": len(content), "lfs": lfs})
-        for revision in ("main", "1"):
+        for revision in ("main", version):
             path = f"/hf/api/models/{model}/revision/{revision}"
             info = json.loads(self.shelf.files[path]) | {"siblings": siblings}
             self.shelf.files[path] = json.dumps(info).encode()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from services.downloader.adapters.local_files import copy_file, path_of_url
+from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_path
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.selection import model_files
@@ -25,7 +26,7 @@ class FileSource:
         if not path.is_absolute():
             raise InvalidReference(f"'{ref}' must have an absolute path, such as file:/models/x.gguf")
         found = await asyncio.to_thread(_list, path)
-        wanted = set(model_files(found))
+        wanted = set(chosen_files(list(found), request.options, model_files))
         if not wanted:
             raise UnsupportedFormat(
                 f"{path} holds no weights that Lares loads: GGUF, safetensors, CTranslate2 Whisper or Vosk"
@@ -36,6 +37,10 @@ class FileSource:
             if name in wanted
         )
         return Resolved(source=f"file:{path}", revision="", version_id=None, files=files)
+
+    async def latest(self, request: PullRequest) -> None:
+        """None: its owner puts another file there, and says so by a pull."""
+        return None
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Copy a file."""

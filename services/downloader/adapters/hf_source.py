@@ -7,6 +7,7 @@ be resumed over a restart and checked, whatever arrives.
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from services.downloader.adapters.http_client import MAX_DOCUMENT_BYTES, HttpCli
 from services.downloader.adapters.http_fetch import fetch
 from services.downloader.adapters.http_small import fetch_small, git_id_of
 from services.downloader.core.ids import as_id
+from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_paths
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.selection import hub_files
@@ -42,11 +44,8 @@ class HfSource:
     async def resolve(self, request: PullRequest) -> Resolved:
         """Ask the hub for the files of one commit. Raises Unpinned, with the commit to ask for, for a branch."""
         ref = request.refs[0]
-        info = await asyncio.to_thread(self._model_info, ref)
-        commit = info.sha or ""
-        if not _COMMIT.fullmatch(commit):
-            raise SourceUnavailable(f"the hub does not say which commit {ref} is")
-        pinned = ModelRef("hf", ref.name, tag=ref.tag, revision=commit)
+        info, commit = await self._commit(ref)
+        pinned = replace(ref, revision=commit)
         if not _COMMIT.fullmatch(ref.revision or ""):
             raise Unpinned(
                 f"'{ref}' names no commit, so what it is may change; pull {pinned}, which it is now",
@@ -54,18 +53,12 @@ class HfSource:
             )
         if ref.revision != commit:
             raise SourceUnavailable(f"the hub answers for {ref} with the commit {commit}")
-        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        names = hub_files(list(siblings), ref.tag)
-        check_paths(names)
-        short = commit[:_COMMIT_CHARS]
-        card = info.card_data
-        return Resolved(
-            source=str(pinned),
-            revision=commit,
-            version_id=as_id(f"{ref.tag}-{short}" if ref.tag else short),
-            files=tuple(self._remote_file(ref, commit, siblings[name]) for name in names),
-            license=str(card.license or "") if card is not None else "",
-        )
+        return self._resolved(request, info, commit)
+
+    async def latest(self, request: PullRequest) -> Resolved:
+        """The commit that the repository's main branch points to."""
+        request = request.unpinned
+        return self._resolved(request, *await self._commit(request.refs[0]))
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a file here."""
@@ -90,6 +83,27 @@ class HfSource:
         """Close connections."""
         if self._client is not None:
             await self._client.close()
+
+    async def _commit(self, ref: ModelRef) -> "tuple[ModelInfo, str]":
+        info = await asyncio.to_thread(self._model_info, ref)
+        if not _COMMIT.fullmatch(info.sha or ""):
+            raise SourceUnavailable(f"the hub does not say which commit {ref} is")
+        return info, info.sha or ""
+
+    def _resolved(self, request: PullRequest, info: "ModelInfo", commit: str) -> Resolved:
+        ref = request.refs[0]
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        names = chosen_files(list(siblings), request.options, lambda paths: hub_files(paths, ref.tag))
+        check_paths(names)
+        short = commit[:_COMMIT_CHARS]
+        card = info.card_data
+        return Resolved(
+            source=str(replace(ref, revision=commit)),
+            revision=commit,
+            version_id=as_id(f"{ref.tag}-{short}" if ref.tag else short),
+            files=tuple(self._remote_file(ref, commit, siblings[name]) for name in names),
+            license=str(card.license or "") if card is not None else "",
+        )
 
     def _http(self) -> HttpClient:
         if self._client is None:

@@ -45,6 +45,10 @@ class HttpsSource:
         version_id = ref.revision[:_VERSION_CHARS] if ref.revision else None
         return Resolved(str(ref), ref.revision or "", version_id, (file,))
 
+    async def latest(self, request: PullRequest) -> None:
+        """None: what lies at an address is told by its bytes alone."""
+        return None
+
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring the file here."""
         return await fetch(self._http, file, target, on_bytes)

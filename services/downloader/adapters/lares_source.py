@@ -21,6 +21,7 @@ from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
 from services.downloader.adapters.http_small import fetch_small
 from services.downloader.core.models import About, Capability, ModelKind
+from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_paths
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.kit.errors import InvalidReference, SourceUnavailable
@@ -79,7 +80,9 @@ class LaresSource:
         url = f"{hub}/api/models/{model_id}/revision/{ref.revision or 'main'}?blobs=true"
         document = await self._http.get_document(url, accept="application/json")
         info = _parse(document.body, address)
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings}
         check_paths(sibling.rfilename for sibling in info.siblings)
+        wanted = chosen_files(list(siblings), request.options, list)
         record = info.lares
         return Resolved(
             source=str(ModelRef("lares", ref.name, revision=record.version)),
@@ -92,10 +95,14 @@ class LaresSource:
                     size_bytes=sibling.size,
                     sha256=sibling.lfs.sha256,
                 )
-                for sibling in info.siblings
+                for sibling in map(siblings.__getitem__, wanted)
             ),
             about=_about(info),
         )
+
+    async def latest(self, request: PullRequest) -> Resolved:
+        """The version that answers there."""
+        return await self.resolve(request.unpinned)
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a file here; its digest is checked."""

@@ -57,6 +57,10 @@ class OllamaSource:
             license=await _license(repository, layers),
         )
 
+    async def latest(self, request: PullRequest) -> Resolved:
+        """What the tag points to."""
+        return await self.resolve(request.unpinned)
+
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a layer here."""
         return await self._repository(file.url.rpartition("/blobs/")[0]).fetch(file, target, on_bytes)

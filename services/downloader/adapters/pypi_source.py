@@ -9,7 +9,7 @@ from services.downloader.adapters.http_fetch import fetch
 from services.downloader.adapters.local_files import copy_file, path_of_url
 from services.downloader.adapters.pip_config import PipConfig, read_pip_config
 from services.downloader.core.ids import as_id
-from services.downloader.core.package_index import ACCEPT, Link, Wheel, choose_wheel, parse_page
+from services.downloader.core.package_index import ACCEPT, Link, Wheel, choose_wheel, is_newer, parse_page
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved, Unpacker
 from services.downloader.core.urls import parse_url, shown_url
 from services.kit.errors import SourceNotFound, SourceUnavailable
@@ -45,6 +45,12 @@ class PypiSource:
                 for wheel in wheels
             ),
         )
+
+    async def latest(self, request: PullRequest) -> Resolved:
+        """The newest release; what is pinned, if that is newer still: a pre-release, or one that was yanked since."""
+        found = await self.resolve(request.unpinned)
+        pinned = request.refs[0].revision
+        return await self.resolve(request) if pinned and is_newer(pinned, found.revision) else found
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a wheel here; its digest is checked."""

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Table, delete, insert, select, update
 from sqlalchemy.engine import URL, Row
 from sqlalchemy.orm import Session
 
-from services.downloader.adapters.tables import downloads, kept_blobs, leases
+from services.downloader.adapters.tables import downloads, kept_blobs, leases, updates
 from services.downloader.core.download import (
     Download,
     DownloadPhase,
@@ -20,6 +20,7 @@ from services.downloader.core.download import (
     PullOptions,
 )
 from services.downloader.core.ports import Lease
+from services.downloader.core.update import Update, UpdateVerdict
 from services.kit.database import Database
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -65,6 +66,31 @@ class SqlStore:
             query = query.where(downloads.c.id < before_id)
         return await self._database.read(
             lambda session: [_download_from_row(row) for row in session.execute(query)]
+        )
+
+    async def download_of_version(self, version: str) -> Download | None:
+        """The newest that became that version, by its resource name."""
+        return await self._one_download(downloads.c.version == version)
+
+    async def save_updates(self, found: Sequence[Update], *, are_all: bool) -> None:
+        """Insert or replace; are_all: what was found of other models is forgotten."""
+        rows = [asdict(update) | {"verdict": update.verdict.name} for update in found]
+        replaced = delete(updates)
+        if not are_all:
+            replaced = replaced.where(updates.c.model_id.in_([update.model_id for update in found]))
+
+        def work(session: Session) -> None:
+            session.execute(replaced)
+            if rows:
+                session.execute(insert(updates), rows)
+
+        await self._database.run(work)
+
+    async def updates(self, *, after_id: str, limit: int) -> Sequence[Update]:
+        """What the last checks found, by model id, from the first after `after_id`."""
+        query = select(updates).where(updates.c.model_id > after_id).order_by(updates.c.model_id).limit(limit)
+        return await self._database.read(
+            lambda session: [_update_from_row(row) for row in session.execute(query)]
         )
 
     async def save_lease(self, lease: Lease) -> None:
@@ -127,7 +153,8 @@ class SqlStore:
         return self._opened
 
     async def _one_download(self, condition: ColumnElement[bool]) -> Download | None:
-        query = select(downloads).where(condition)
+        """The newest, if there are several."""
+        query = select(downloads).where(condition).order_by(downloads.c.id.desc()).limit(1)
         return await self._database.read(
             lambda session: next((_download_from_row(row) for row in session.execute(query)), None)
         )
@@ -184,6 +211,20 @@ def _download_from_row(row: Row[Any]) -> Download:
 def _options_from_json(options: dict[str, Any]) -> PullOptions:
     return PullOptions(
         **options | {name: tuple(options.get(name, ())) for name in ("allow_patterns", "ignore_patterns")}
+    )
+
+
+def _update_from_row(row: Row[Any]) -> Update:
+    return Update(
+        model_id=row.model_id,
+        version=row.version,
+        verdict=UpdateVerdict[row.verdict],
+        check_time=row.check_time,
+        latest_source=row.latest_source,
+        latest_version=row.latest_version,
+        download_bytes=row.download_bytes,
+        reason=row.reason,
+        download=row.download,
     )
 
 

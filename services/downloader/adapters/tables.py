@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     MetaData,
     String,
@@ -45,6 +46,20 @@ leases = Table(
     Column("manifest", String(64), nullable=False),
     Column("digests", JSON, nullable=False),
     Column("expire_time", UtcTime, nullable=False),
+)
+
+updates = Table(
+    "updates",
+    metadata,
+    Column("model_id", Id, primary_key=True),
+    Column("version", Text, nullable=False),
+    Column("verdict", String(32), nullable=False),
+    Column("check_time", UtcTime, nullable=False),
+    Column("latest_source", Text, nullable=False),
+    Column("latest_version", Text, nullable=False),
+    Column("download_bytes", BigInteger),
+    Column("reason", Text, nullable=False),
+    Column("download", Text, nullable=False),
 )
 
 kept_blobs = Table(

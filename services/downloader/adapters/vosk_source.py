@@ -50,6 +50,10 @@ class VoskSource:
             files=(file,),
         )
 
+    async def latest(self, request: PullRequest) -> Resolved:
+        """The newest small model of the language; of a model that was asked for by name, that one."""
+        return await self.resolve(request.unpinned)
+
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a zip here. The catalogue has but an md5; of the files in it the store takes the sha256."""
         sha256 = await fetch(self._http, file, target, on_bytes)

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -90,6 +90,12 @@ class Catalog:
         entry = self._entries.get(model_id)
         return model_id if entry is not None and str(entry.sources[0]) == reference else reference
 
+    def entry_of(self, model_id: str, reference: str) -> CatalogEntry | None:
+        """The entry that a model came from, in this revision or in another."""
+        entry = self._entries.get(model_id)
+        is_its = entry is not None and unpinned(str(entry.sources[0])) == unpinned(reference)
+        return entry if is_its else None
+
     def _unknown(self, source: str) -> SourceNotFound:
         near = difflib.get_close_matches(source, self._entries, n=1, cutoff=0.5)
         hint = f" did you mean {near[0]}?" if near else ""
@@ -100,6 +106,14 @@ class Catalog:
             violations=[FieldViolation("source", "is not in the catalogue")],
             metadata={"source": source},
         )
+
+
+def unpinned(source: str) -> str:
+    """A reference without its revision; what is none, such as a job's name, stands for itself."""
+    try:
+        return str(replace(ModelRef.parse(source), revision=None))
+    except InvalidReference:
+        return source
 
 
 def _entry(model_id: str, table: dict[str, Any]) -> CatalogEntry:

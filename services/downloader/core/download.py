@@ -95,6 +95,16 @@ class PullOptions:
     timeout_s: float | None = None
     local_folder: str = ""
 
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether globs choose among the files."""
+        return bool(self.allow_patterns or self.ignore_patterns)
+
+    @property
+    def narrowing(self) -> "PullOptions":
+        """What decides which files come, and nothing else: for another pull of the same files."""
+        return PullOptions(self.allow_patterns, self.ignore_patterns)
+
 
 DEFAULT_OPTIONS: Final = PullOptions()
 
@@ -135,6 +145,19 @@ class Download:
         """Bytes in all; None while the size of a file is unknown."""
         sizes = [file.total_bytes for file in self.files]
         return sum(size for size in sizes if size is not None) if sizes and None not in sizes else None
+
+    def pulls_the_same_as(self, other: "Download") -> bool:
+        """Whether both end as the same version with the same files, by the same way."""
+        return (self.source, self.model_id, self.options.narrowing, self.options.local_folder) == (
+            other.source,
+            other.model_id,
+            other.options.narrowing,
+            other.options.local_folder,
+        )
+
+    def with_priority(self, priority: int) -> "Download":
+        """It goes before others, or after them, while it waits."""
+        return replace(self, options=replace(self.options, priority=priority))
 
     def started(self, now: datetime) -> "Download":
         """It goes on."""

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -25,10 +26,19 @@ from services.downloader.core.download import (
     PullOptions,
 )
 from services.downloader.core.ids import new_id
+from services.downloader.core.options import check_options, check_priority
 from services.downloader.core.ports import DownloadStore, RemoteFile
 from services.downloader.core.progress import Speed, eta_s
 from services.downloader.core.pull import Puller
-from services.kit.errors import DownloadNotFound, InternalError, LaresError, QueueFull
+from services.downloader.core.turns import Turns
+from services.kit.errors import (
+    DownloadNotFound,
+    DownloadTimeout,
+    InternalError,
+    JobFinished,
+    LaresError,
+    QueueFull,
+)
 
 MAX_QUEUED: Final = 1000
 
@@ -68,15 +78,25 @@ class LiveDownload:
 
 
 class DownloadJobs:
-    """All downloads. Make it, `start` it inside the event loop, `stop` it."""
+    """All downloads. Make it, `start` it inside the event loop, `stop` it.
+
+    timeout_s: what a download may take that says nothing about it, its waiting not counted; 0 for as long as it takes.
+    """
 
     def __init__(
-        self, puller: Puller, catalog: Catalog, records: DownloadStore, *, max_concurrent: int
+        self,
+        puller: Puller,
+        catalog: Catalog,
+        records: DownloadStore,
+        *,
+        max_concurrent: int,
+        timeout_s: float = 0,
     ) -> None:
         self._puller = puller
         self._catalog = catalog
         self._records = records
-        self._slots = asyncio.Semaphore(max_concurrent)
+        self._timeout_s = timeout_s
+        self._turns = Turns(max_concurrent)
         self._changing = asyncio.Lock()
         self._live: dict[str, LiveDownload] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -86,7 +106,8 @@ class DownloadJobs:
         unfinished = await self._records.downloads(
             [DownloadState.QUEUED, DownloadState.RUNNING], before_id=None, limit=MAX_QUEUED
         )
-        for download in reversed(unfinished):
+        # In their order: the first to ask gets a free turn.
+        for download in sorted(unfinished, key=_rank):
             self._launch(download.interrupted())
 
     async def stop(self) -> None:
@@ -105,31 +126,33 @@ class DownloadJobs:
         request_id: str = "",
         options: PullOptions = DEFAULT_OPTIONS,
     ) -> Download:
-        """Begin a download, or join the one that is under way. Raises InvalidReference, SourceNotFound, QueueFull."""
+        """Begin a download, or join the one that is under way or paused; its priority is then the higher of both.
+
+        Raises InvalidReference, InvalidArgument, SourceNotFound, QueueFull.
+        """
         plan = self._catalog.plan(source, model_id=model_id)
+        check_options(options, plan.refs[0])
+        wanted = Download(
+            new_id(), plan.source, plan.model_id, utc_now(), request_id=request_id, options=options
+        )
         async with self._changing:
             if request_id and (first := await self._records.download_of_request(request_id)):
                 return await self.get(first.id)
+            paused = await self.page([DownloadState.PAUSED], before_id=None, limit=_RECENT)
             active = [each.download for each in self._live.values() if each.download.state.is_active]
-            for download in active:
-                if (download.source, download.model_id, download.options) == (
-                    plan.source,
-                    plan.model_id,
-                    options,
-                ):
-                    return download
+            for download in [*active, *paused]:
+                if download.pulls_the_same_as(wanted):
+                    priority = max(download.options.priority, options.priority)
+                    return await self._go_on(await self._with_priority(download, priority))
             if len(active) >= MAX_QUEUED:
                 raise QueueFull(
                     f"{len(active)} downloads are waiting already; try again when some have ended"
                 )
-            download = Download(
-                new_id(), plan.source, plan.model_id, utc_now(), request_id=request_id, options=options
-            )
             # Recorded first: garbage collection knows an ingest folder by its download.
-            await self._records.save_download(download)
-            await self._inherit(download)
-            self._launch(download)
-            return download
+            await self._records.save_download(wanted)
+            await self._inherit(wanted)
+            self._launch(wanted)
+            return wanted
 
     async def get(self, download_id: str) -> Download:
         """How it stands. Raises DownloadNotFound."""
@@ -169,19 +192,43 @@ class DownloadJobs:
     async def resume(self, download_id: str) -> Download:
         """Go on with it. Raises DownloadNotFound, JobFinished if it has succeeded."""
         async with self._changing:
+            return await self._go_on(await self.get(download_id))
+
+    async def update(self, download_id: str, *, priority: int) -> Download:
+        """Have it go before others, or after them. Raises InvalidArgument, DownloadNotFound, JobFinished."""
+        check_priority(priority)
+        async with self._changing:
             download = await self.get(download_id)
-            if download.state.is_active:
-                return download
-            queued = download.queued()
-            await self._records.save_download(queued)
-            self._launch(queued)
-            return queued
+            if download.state.is_final:
+                raise JobFinished(
+                    f"{download.name} has ended ({download.state.name.lower()}); nothing of it can be changed"
+                )
+            return await self._with_priority(download, priority)
+
+    async def _go_on(self, download: Download) -> Download:
+        if download.state.is_active:
+            return download
+        queued = download.queued()
+        await self._records.save_download(queued)
+        self._launch(queued)
+        return queued
+
+    async def _with_priority(self, download: Download, priority: int) -> Download:
+        if download.options.priority == priority:
+            return download
+        changed = download.with_priority(priority)
+        if (live := self._live.get(download.id)) is not None:
+            live.publish(changed)
+        # What runs writes itself down, this too: nobody else may, or an older state could come after its last.
+        if changed.state is not DownloadState.RUNNING:
+            await self._records.save_download(changed)
+        return changed
 
     async def _inherit(self, download: Download) -> None:
         """Whoever pulls again after a failure goes on from what that left."""
         failed = await self._records.downloads([DownloadState.FAILED], before_id=None, limit=_RECENT)
         for before in failed:
-            if (before.source, before.model_id) == (download.source, download.model_id):
+            if before.pulls_the_same_as(download):
                 await self._puller.blobs.store.move_ingest(before.id, download.id)
                 return
 
@@ -203,10 +250,10 @@ class DownloadJobs:
                 del self._live[download_id]
 
     async def _run(self, live: LiveDownload) -> None:
-        async with self._slots:
+        async with self._turns.turn(lambda: _rank(live.download)):
             await self._settle(live, live.download.started(utc_now()))
             try:
-                version = await self._pull(live)
+                version = await self._pull_in_time(live)
             except LaresError as error:
                 ended = live.download.failed(Failure.of(error), utc_now())
             except Exception:  # A bug of ours ends this download, told and logged; the queue goes on.
@@ -219,6 +266,19 @@ class DownloadJobs:
                 ended = live.download.succeeded(version, utc_now())
                 await self._puller.blobs.drop_ingest(live.download.id)
             await self._settle(live, ended)
+
+    async def _pull_in_time(self, live: LiveDownload) -> str:
+        limit_s = live.download.options.timeout_s or self._timeout_s
+        try:
+            async with asyncio.timeout(limit_s or None) as clock:
+                return await self._pull(live)
+        except TimeoutError:
+            if not clock.expired():
+                raise  # Not ours: the system has one of that name too.
+            raise DownloadTimeout(
+                f"it ran for {limit_s:g} s, which is all that it may take; what has arrived is kept, and a new pull"
+                " goes on from there"
+            ) from None
 
     async def _pull(self, live: LiveDownload) -> str:
         plan: Plan = self._catalog.plan(live.download.source, model_id=live.download.model_id)
@@ -267,6 +327,11 @@ class DownloadJobs:
         if download is None:
             raise DownloadNotFound.named(f"downloads/{download_id}")
         return download
+
+
+def _rank(download: Download) -> tuple[int, datetime, str]:
+    """Less for one that goes first."""
+    return (-download.options.priority, download.create_time, download.id)
 
 
 class _Report:

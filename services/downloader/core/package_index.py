@@ -81,6 +81,11 @@ def choose_wheel(links: Iterable[Link], name: str, revision: str | None) -> Whee
     return Wheel(link, version, link.sha256 or "")
 
 
+def is_newer(version: str, than: str) -> bool:
+    """Whether one version of a package comes after another. Raises InvalidReference for what is none."""
+    return _version(version) > _version(than)
+
+
 def _is_wanted(link: Link, version: Version, pinned: Version | None) -> bool:
     if pinned is not None:
         return version == pinned

@@ -201,6 +201,11 @@ class PullRequest:
     layout: Layout
     options: PullOptions = DEFAULT_OPTIONS
 
+    @property
+    def unpinned(self) -> "PullRequest":
+        """The same without revisions: what the references mean at any time."""
+        return replace(self, refs=tuple(replace(ref, revision=None) for ref in self.refs))
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
@@ -233,6 +238,12 @@ class Source(Protocol):
         """Pin it.
 
         Raises SourceNotFound, SourceUnavailable, UnsupportedFormat, PermissionDenied, Unpinned, DigestMismatch.
+        """
+
+    async def latest(self, request: PullRequest) -> Resolved | None:
+        """What the references mean now, whatever revision they name, pinned. None where that does not change.
+
+        The only place where a branch or a tag is followed. Raises what `resolve` raises.
         """
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
@@ -390,6 +401,9 @@ class DownloadStore(Protocol):
         self, states: Sequence[DownloadState], *, before_id: str | None, limit: int
     ) -> Sequence[Download]:
         """Newest first, older than `before_id`; in any state if `states` is empty."""
+
+    async def download_of_version(self, version: str) -> Download | None:
+        """The newest that became that version, by its resource name."""
 
     async def save_lease(self, lease: Lease) -> None:
         """Insert or replace."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from services.downloader.core.blobs import Blobs
-from services.downloader.core.catalog import CatalogEntry, Plan
+from services.downloader.core.catalog import CatalogEntry, Plan, unpinned
 from services.downloader.core.download import Download, DownloadPhase
 from services.downloader.core.fetching import Fetched, Fetching
 from services.downloader.core.models import (
@@ -23,6 +23,7 @@ from services.downloader.core.models import (
     StoredFile,
     VersionRecord,
 )
+from services.downloader.core.options import narrowed
 from services.downloader.core.ports import (
     Arrival,
     Blob,
@@ -38,13 +39,12 @@ from services.downloader.core.space import Claim
 from services.downloader.core.transfers import Transfers
 from services.kit.errors import (
     CorruptBlob,
-    InvalidReference,
     ModelExists,
     Unavailable,
     Unsupported,
 )
 from services.kit.manifest import manifest_digest
-from services.kit.names import ModelRef, version_name
+from services.kit.names import version_name
 
 T = TypeVar("T")
 
@@ -88,11 +88,11 @@ class Puller:
                 await self.transfers.end(download.id)
 
     async def _pull(self, download: Download, plan: Plan, report: Reporter, claim: Claim) -> str:
-        source = self._source(plan)
-        request = PullRequest(plan.refs, plan.layout)
+        source = self.source(plan)
+        request = PullRequest(plan.refs, plan.layout, download.options)
         report.enter(DownloadPhase.RESOLVING)
         await self._check_origin(plan)
-        resolved = await source.resolve(request)
+        resolved = narrowed(await source.resolve(request), download.options)
         report.resolved(resolved.source, ())
         if resolved.version_id is not None and await self._is_here(plan.model_id, resolved.version_id):
             # By a run of this very download, perhaps, that was killed before it let go.
@@ -100,7 +100,7 @@ class Puller:
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)
-        await claim.expect(await self._size_to_fetch(resolved.files))
+        await claim.expect(await self.size_to_fetch(resolved.files))
         fetched = await Fetching(
             download.id, resolved.files, source, self.blobs, self.transfers, claim, report.arrived
         ).run()
@@ -122,7 +122,8 @@ class Puller:
         await self.blobs.let_go(download.id)
         return version_name(plan.model_id, version_id)
 
-    def _source(self, plan: Plan) -> Source:
+    def source(self, plan: Plan) -> Source:
+        """Where a plan's files come from. Raises Unsupported."""
         provider = plan.refs[0].provider
         if provider not in self.sources:
             raise Unsupported(
@@ -133,7 +134,7 @@ class Puller:
     async def _check_origin(self, plan: Plan) -> None:
         """That a model of that name, if there is one, is the same model. Raises ModelExists."""
         known = await self._asking(lambda: self.registry.find_model(plan.model_id))
-        if known is None or _origin(known.source) == _origin(str(plan.refs[0])):
+        if known is None or unpinned(known.source) == unpinned(str(plan.refs[0])):
             return
         raise ModelExists(
             f"'{plan.model_id}' is a model from {known.source or 'elsewhere'} already;"
@@ -152,7 +153,7 @@ class Puller:
             return False
         return True
 
-    async def _size_to_fetch(self, files: Sequence[RemoteFile]) -> int:
+    async def size_to_fetch(self, files: Sequence[RemoteFile]) -> int:
         """Bytes of what is not here, as far as the source tells: the rest is counted as it comes."""
         digests = {f"sha256:{file.sha256}" for file in files if file.sha256 is not None}
         here = await self.blobs.store.sizes(digests)
@@ -239,11 +240,3 @@ def _empty_folder(ingest: Path) -> Path:
         path.rmdir() if path.is_dir() else path.unlink()
     folder.mkdir(exist_ok=True)
     return folder
-
-
-def _origin(source: str) -> str:
-    """A reference without its revision; what is none, such as a job's name, stands for itself."""
-    try:
-        return str(replace(ModelRef.parse(source), revision=None))
-    except InvalidReference:
-        return source

@@ -38,6 +38,14 @@ _NOT_OF_A_MODEL: Final = (
     ".dll",
     ".html",
     "readme",
+    ".js",
+    ".ipynb",
+    ".jar",
+    ".wasm",
+    ".exe",
+    ".dylib",
+    ".bat",
+    ".ps1",
 )
 _PART = re.compile(r"(?P<whole>.+)\.part[-_]?(?P<number>\d{1,4})")
 _SHARD = re.compile(r"(?P<whole>.+)-\d{5}-of-\d{5}")
@@ -71,14 +79,19 @@ def pieces_of(archives: Sequence[Sequence[str]], folder: str) -> list[Piece]:
     return _in_order([piece for piece in found if _whole(piece.path)[0] in wanted])
 
 
+def storable_files(paths: Iterable[str]) -> list[str]:
+    """Of any files, those that the store takes: no code, and nothing that runs code when it is loaded."""
+    kept = [path for path in paths if not path.lower().endswith(_NOT_OF_A_MODEL)]
+    is_ctranslate2 = any(PurePosixPath(path).name.startswith("vocabulary.") for path in kept)
+    return [path for path in kept if not _is_pickle(path) or (is_ctranslate2 and path == "model.bin")]
+
+
 def model_files(paths: Iterable[str]) -> list[str]:
     """Of the files in a model's folder, those that are loaded. A GGUF file needs no other."""
-    kept = [path for path in paths if not path.lower().endswith(_NOT_OF_A_MODEL)]
+    kept = storable_files(paths)
     ggufs = [path for path in kept if path.lower().endswith(".gguf")]
     if ggufs:
         return ggufs
-    is_ctranslate2 = any(PurePosixPath(path).name.startswith("vocabulary.") for path in kept)
-    kept = [path for path in kept if not _is_pickle(path) or (is_ctranslate2 and path == "model.bin")]
     return kept if _weights(kept) else []
 
 
@@ -107,6 +120,12 @@ def quantization_of(path: str) -> str:
     return str(names[-1]).upper() if names else ""
 
 
+def gguf_models(paths: Iterable[str]) -> set[str]:
+    """Of the models that lie there as GGUF, whole or in shards, their names without suffix."""
+    stems = [path[: -len(".gguf")] for path in paths if path.lower().endswith(".gguf")]
+    return {_SHARD.sub(r"\g<whole>", stem) for stem in stems}
+
+
 def _of_quantization(ggufs: Sequence[str], tag: str | None) -> list[str]:
     by_name: dict[str, list[str]] = defaultdict(list)
     for path in sorted(ggufs):
@@ -114,7 +133,7 @@ def _of_quantization(ggufs: Sequence[str], tag: str | None) -> list[str]:
     if tag is None and len(by_name) > 1:
         tag = "Q4_K_M"
     chosen = next(iter(by_name.values())) if tag is None else by_name.get(tag.upper(), [])
-    wholes = {_SHARD.sub(r"\g<whole>", path.removesuffix(".gguf")) for path in chosen}
+    wholes = gguf_models(chosen)
     if len(wholes) == 1:
         return chosen
     names = ", ".join(sorted(name for name in by_name if name))

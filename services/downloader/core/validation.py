@@ -15,6 +15,7 @@ from services.downloader.core.catalog import Catalog
 from services.downloader.core.download import DownloadState
 from services.downloader.core.findings import Event, Progress, ValidatedVersion, VersionVerdict
 from services.downloader.core.jobs import DownloadJobs
+from services.downloader.core.options import narrowing_of
 from services.downloader.core.ports import Blob, ListedVersion, ModelRegistry
 from services.downloader.core.validation_run import Pace, ValidationRun, blob_of
 from services.kit.errors import FailedPrecondition, LaresError, ModelNotFound, VersionNotFound
@@ -116,7 +117,8 @@ class Validator:
                     )
                 model_id = parse_version_name(version.name)[0]
                 source = self._catalog.source_of(model_id, version.source)
-                download = await self._jobs.create(source, model_id=model_id)
+                options = await narrowing_of(version.name, self._blobs.records)
+                download = await self._jobs.create(source, model_id=model_id, options=options)
                 download_name = download.name
                 async with aclosing(self._jobs.watch(download.id)) as watch:
                     async for _, download in watch:

@@ -37,6 +37,11 @@ def test_json_keeps_names_enums_and_times():
     assert data["display_name"] == ""
 
 
+def test_a_table_shows_what_it_is_given_as_it_is(capsys: pytest.CaptureFixture[str]):
+    console.print_table(("A", "B"), [["[red]x[/red]", "[/none] y"]], empty="")
+    assert "[red]x[/red]  [/none] y" in capsys.readouterr().out
+
+
 def test_enum_is_told_without_its_prefix():
     model = registry_pb2.Model(kind=registry_pb2.MODEL_KIND_SPEECH_TO_TEXT)
     assert console.enum_text(model, "kind") == "speech to text"

@@ -6,6 +6,7 @@ The Downloader: brings models into the house, verifies every byte, and keeps the
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -97,6 +98,70 @@ DOWNLOAD_PHASE_VERIFYING: DownloadPhase.ValueType  # 4
 DOWNLOAD_PHASE_COMMITTING: DownloadPhase.ValueType  # 5
 """Moving into the store and recording in the Registry."""
 Global___DownloadPhase: _TypeAlias = DownloadPhase  # noqa: Y015
+
+class _RequiredState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RequiredStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequiredState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REQUIRED_STATE_UNSPECIFIED: _RequiredState.ValueType  # 0
+    """Not said."""
+    REQUIRED_STATE_PRESENT: _RequiredState.ValueType  # 1
+    """A version of it from that source is available; the very one that is named, if the source names its revision."""
+    REQUIRED_STATE_PULLING: _RequiredState.ValueType  # 2
+    """It is on its way, or waits for its turn."""
+    REQUIRED_STATE_MISSING: _RequiredState.ValueType  # 3
+    """It is neither."""
+
+class RequiredState(_RequiredState, metaclass=_RequiredStateEnumTypeWrapper):
+    """Whether a required model is here."""
+
+REQUIRED_STATE_UNSPECIFIED: RequiredState.ValueType  # 0
+"""Not said."""
+REQUIRED_STATE_PRESENT: RequiredState.ValueType  # 1
+"""A version of it from that source is available; the very one that is named, if the source names its revision."""
+REQUIRED_STATE_PULLING: RequiredState.ValueType  # 2
+"""It is on its way, or waits for its turn."""
+REQUIRED_STATE_MISSING: RequiredState.ValueType  # 3
+"""It is neither."""
+Global___RequiredState: _TypeAlias = RequiredState  # noqa: Y015
+
+class _UpdateVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UpdateVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPDATE_VERDICT_UNSPECIFIED: _UpdateVerdict.ValueType  # 0
+    """Not said."""
+    UPDATE_VERDICT_UP_TO_DATE: _UpdateVerdict.ValueType  # 1
+    """Its source has nothing else."""
+    UPDATE_VERDICT_AVAILABLE: _UpdateVerdict.ValueType  # 2
+    """Its source has another version."""
+    UPDATE_VERDICT_HELD_BACK: _UpdateVerdict.ValueType  # 3
+    """Its source has another version that this house has had already: somebody went back from it, or it is in quarantine. It is not
+    chosen again by itself.
+    """
+    UPDATE_VERDICT_UNKNOWN: _UpdateVerdict.ValueType  # 4
+    """It could not be told; `reason` says why."""
+
+class UpdateVerdict(_UpdateVerdict, metaclass=_UpdateVerdictEnumTypeWrapper):
+    """How a model compares to its source."""
+
+UPDATE_VERDICT_UNSPECIFIED: UpdateVerdict.ValueType  # 0
+"""Not said."""
+UPDATE_VERDICT_UP_TO_DATE: UpdateVerdict.ValueType  # 1
+"""Its source has nothing else."""
+UPDATE_VERDICT_AVAILABLE: UpdateVerdict.ValueType  # 2
+"""Its source has another version."""
+UPDATE_VERDICT_HELD_BACK: UpdateVerdict.ValueType  # 3
+"""Its source has another version that this house has had already: somebody went back from it, or it is in quarantine. It is not
+chosen again by itself.
+"""
+UPDATE_VERDICT_UNKNOWN: UpdateVerdict.ValueType  # 4
+"""It could not be told; `reason` says why."""
+Global___UpdateVerdict: _TypeAlias = UpdateVerdict  # noqa: Y015
 
 class _GarbageReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -357,17 +422,20 @@ class PullOptions(_message.Message):
     """
     @_builtins.property
     def allow_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Of the files that the source has, only those that one of these globs matches: `*.json`, `onnx/*`. Empty: those that make up the model.
-        At most 64, of at most 256 characters.
+        """Of the files that the source has, only those that one of these globs matches: `*.json`, `onnx/`. Empty: those that make up the model.
+        At most 64, of 1 to 256 characters. `*` passes over `/`, and a `/` at the end means everything below. Code and pickles never come.
+        For `hf:`, `lares:` and `file:`; INVALID_ARGUMENT elsewhere. What comes is a version of its own beside the whole one.
         """
 
     @_builtins.property
     def ignore_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """None that one of these globs matches. Limits as for allow_patterns."""
+        """None that one of these globs matches. Limits and sources as for allow_patterns."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """The download fails with DOWNLOAD_TIMEOUT when it has run for so long, 1 s to 7 days; what has arrived is kept. Unset: the service's setting."""
+        """The download fails with DOWNLOAD_TIMEOUT when it has run for so long, 1 s to 7 days; what has arrived is kept. Time in the queue and in a
+        pause does not count, and each run begins anew. Unset: the service's setting.
+        """
 
     def __init__(
         self,
@@ -753,6 +821,60 @@ class ResumeDownloadResponse(_message.Message):
 Global___ResumeDownloadResponse: _TypeAlias = ResumeDownloadResponse  # noqa: Y015
 
 @_typing.final
+class UpdateDownloadRequest(_message.Message):
+    """Asks to change a download."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def download(self) -> Global___Download:
+        """The download by name, with the new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields to change: `options.priority`. Others are INVALID_ARGUMENT. Empty: this one."""
+
+    def __init__(
+        self,
+        *,
+        download: Global___Download | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["download", b"download", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["download", b"download", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDownloadRequest: _TypeAlias = UpdateDownloadRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDownloadResponse(_message.Message):
+    """The changed download."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def download(self) -> Global___Download:
+        """As it stands."""
+
+    def __init__(
+        self,
+        *,
+        download: Global___Download | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["download", b"download"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["download", b"download"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDownloadResponse: _TypeAlias = UpdateDownloadResponse  # noqa: Y015
+
+@_typing.final
 class CancelDownloadRequest(_message.Message):
     """Asks to end a download."""
 
@@ -797,6 +919,254 @@ class CancelDownloadResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelDownloadResponse: _TypeAlias = CancelDownloadResponse  # noqa: Y015
+
+@_typing.final
+class EnsureModelsRequest(_message.Message):
+    """Asks for what is required."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Only tell how things stand."""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnsureModelsRequest: _TypeAlias = EnsureModelsRequest  # noqa: Y015
+
+@_typing.final
+class EnsureModelsResponse(_message.Message):
+    """How things stand now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequiredModel]:
+        """In the order in which the setting names them. The first is the starter: the one that a first run waits for."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___RequiredModel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnsureModelsResponse: _TypeAlias = EnsureModelsResponse  # noqa: Y015
+
+@_typing.final
+class RequiredModel(_message.Message):
+    """A model that this house requires."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """As the setting names it."""
+    model: _builtins.str
+    """The model that it is or becomes, `models/{model}`."""
+    state: Global___RequiredState.ValueType
+    """Whether it is here."""
+    version: _builtins.str
+    """The version that is here, `models/{model}/versions/{version}`. Set only in state PRESENT."""
+    download: _builtins.str
+    """The download that brings it, `downloads/{download}`. Set only in state PULLING."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        model: _builtins.str = ...,
+        state: Global___RequiredState.ValueType = ...,
+        version: _builtins.str = ...,
+        download: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["download", b"download", "model", b"model", "source", b"source", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequiredModel: _TypeAlias = RequiredModel  # noqa: Y015
+
+@_typing.final
+class CheckUpdatesRequest(_message.Message):
+    """Asks for a check of models' sources."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    PULL_FIELD_NUMBER: _builtins.int
+    pull: _builtins.bool
+    """Download what is newer, into the same model: it becomes a version of its own, and the one that answers. The version before stays."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`models/{model}`. Empty: all models."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        pull: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "pull", b"pull"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckUpdatesRequest: _TypeAlias = CheckUpdatesRequest  # noqa: Y015
+
+@_typing.final
+class CheckUpdatesResponse(_message.Message):
+    """What the check found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Update]:
+        """In the order of the models' names."""
+
+    def __init__(
+        self,
+        *,
+        updates: _abc.Iterable[Global___Update] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckUpdatesResponse: _TypeAlias = CheckUpdatesResponse  # noqa: Y015
+
+@_typing.final
+class ListUpdatesRequest(_message.Message):
+    """Asks for a page of what the last checks found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most models to return, 1 to 1000. 0 means 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUpdatesRequest: _TypeAlias = ListUpdatesRequest  # noqa: Y015
+
+@_typing.final
+class ListUpdatesResponse(_message.Message):
+    """A page of what the last checks found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Ask for the next page with this. Empty: there is none."""
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Update]:
+        """In the order of the models' names."""
+
+    def __init__(
+        self,
+        *,
+        updates: _abc.Iterable[Global___Update] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUpdatesResponse: _TypeAlias = ListUpdatesResponse  # noqa: Y015
+
+@_typing.final
+class Update(_message.Message):
+    """What a check found of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    LATEST_SOURCE_FIELD_NUMBER: _builtins.int
+    LATEST_VERSION_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
+    CHECK_TIME_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`models/{model}`."""
+    version: _builtins.str
+    """The version that answered to its name then, `models/{model}/versions/{version}`. Empty if there was none."""
+    verdict: Global___UpdateVerdict.ValueType
+    """How it compares to its source."""
+    latest_source: _builtins.str
+    """What the source had then, pinned: what a pull of it takes. Empty where that could not be told."""
+    latest_version: _builtins.str
+    """The version that it would be or is here, `models/{model}/versions/{version}`. Empty where that could not be told."""
+    download_bytes: _builtins.int
+    """Bytes that a pull of it fetches. Unset while unknown."""
+    reason: _builtins.str
+    """Why it is held back or could not be told. Empty otherwise."""
+    download: _builtins.str
+    """The download of it that the check began or joined, `downloads/{download}`. Empty if there was none."""
+    @_builtins.property
+    def check_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was checked."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        verdict: Global___UpdateVerdict.ValueType = ...,
+        latest_source: _builtins.str = ...,
+        latest_version: _builtins.str = ...,
+        download_bytes: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
+        download: _builtins.str = ...,
+        check_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_download_bytes", b"_download_bytes", "check_time", b"check_time", "download_bytes", b"download_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_download_bytes", b"_download_bytes", "check_time", b"check_time", "download", b"download", "download_bytes", b"download_bytes", "latest_source", b"latest_source", "latest_version", b"latest_version", "model", b"model", "reason", b"reason", "verdict", b"verdict", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__download_bytes: _TypeAlias = _typing.Literal["download_bytes"]  # noqa: Y015
+    _WhichOneofArgType__download_bytes: _TypeAlias = _typing.Literal["_download_bytes", b"_download_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__download_bytes) -> _WhichOneofReturnType__download_bytes | None: ...
+
+Global___Update: _TypeAlias = Update  # noqa: Y015
 
 @_typing.final
 class CatalogEntry(_message.Message):

@@ -69,10 +69,30 @@ class DownloaderServiceStub:
                 request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ResumeDownloadRequest.SerializeToString,
                 response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ResumeDownloadResponse.FromString,
                 _registered_method=True)
+        self.UpdateDownload = channel.unary_unary(
+                '/lares.downloader.v1.DownloaderService/UpdateDownload',
+                request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.UpdateDownloadRequest.SerializeToString,
+                response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.UpdateDownloadResponse.FromString,
+                _registered_method=True)
         self.CancelDownload = channel.unary_unary(
                 '/lares.downloader.v1.DownloaderService/CancelDownload',
                 request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CancelDownloadRequest.SerializeToString,
                 response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CancelDownloadResponse.FromString,
+                _registered_method=True)
+        self.EnsureModels = channel.unary_unary(
+                '/lares.downloader.v1.DownloaderService/EnsureModels',
+                request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.EnsureModelsRequest.SerializeToString,
+                response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.EnsureModelsResponse.FromString,
+                _registered_method=True)
+        self.CheckUpdates = channel.unary_unary(
+                '/lares.downloader.v1.DownloaderService/CheckUpdates',
+                request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CheckUpdatesRequest.SerializeToString,
+                response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CheckUpdatesResponse.FromString,
+                _registered_method=True)
+        self.ListUpdates = channel.unary_unary(
+                '/lares.downloader.v1.DownloaderService/ListUpdates',
+                request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ListUpdatesRequest.SerializeToString,
+                response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ListUpdatesResponse.FromString,
                 _registered_method=True)
         self.ListCatalogEntries = channel.unary_unary(
                 '/lares.downloader.v1.DownloaderService/ListCatalogEntries',
@@ -136,7 +156,8 @@ class DownloaderServiceServicer:
 
     def CreateDownload(self, request, context):
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-        already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+        already on its way to the same model with the same patterns, that download is returned; paused, it goes on, and its priority becomes
+        the higher one. A download that does not fit the store's limit fails with
         STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -178,8 +199,38 @@ class DownloaderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateDownload(self, request, context):
+        """Changes the priority of a download that has not ended. FAILED_PRECONDITION if it has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelDownload(self, request, context):
         """Ends a download and drops what has arrived. FAILED_PRECONDITION if it has ended already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnsureModels(self, request, context):
+        """Has all models here that the setting `downloader.required` names: downloads of those that are missing begin. Nothing is read again
+        to tell whether a model is here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckUpdates(self, request, context):
+        """Asks the sources of models what they have now, beside the version that answers. Only here, and in the service's own checks of the same kind,
+        is a branch or a tag followed; what it means then is recorded with its revision. NOT_FOUND if a model is not there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUpdates(self, request, context):
+        """Lists what the last check of each model found. Asks no source.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -293,10 +344,30 @@ def add_DownloaderServiceServicer_to_server(servicer, server):
                     request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ResumeDownloadRequest.FromString,
                     response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ResumeDownloadResponse.SerializeToString,
             ),
+            'UpdateDownload': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDownload,
+                    request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.UpdateDownloadRequest.FromString,
+                    response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.UpdateDownloadResponse.SerializeToString,
+            ),
             'CancelDownload': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelDownload,
                     request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CancelDownloadRequest.FromString,
                     response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CancelDownloadResponse.SerializeToString,
+            ),
+            'EnsureModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnsureModels,
+                    request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.EnsureModelsRequest.FromString,
+                    response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.EnsureModelsResponse.SerializeToString,
+            ),
+            'CheckUpdates': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckUpdates,
+                    request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CheckUpdatesRequest.FromString,
+                    response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.CheckUpdatesResponse.SerializeToString,
+            ),
+            'ListUpdates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUpdates,
+                    request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ListUpdatesRequest.FromString,
+                    response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.ListUpdatesResponse.SerializeToString,
             ),
             'ListCatalogEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCatalogEntries,
@@ -527,6 +598,33 @@ class DownloaderService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateDownload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lares.downloader.v1.DownloaderService/UpdateDownload',
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.UpdateDownloadRequest.SerializeToString,
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.UpdateDownloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CancelDownload(request,
             target,
             options=(),
@@ -543,6 +641,87 @@ class DownloaderService:
             '/lares.downloader.v1.DownloaderService/CancelDownload',
             lares_dot_downloader_dot_v1_dot_downloader__pb2.CancelDownloadRequest.SerializeToString,
             lares_dot_downloader_dot_v1_dot_downloader__pb2.CancelDownloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnsureModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lares.downloader.v1.DownloaderService/EnsureModels',
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.EnsureModelsRequest.SerializeToString,
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.EnsureModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckUpdates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lares.downloader.v1.DownloaderService/CheckUpdates',
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.CheckUpdatesRequest.SerializeToString,
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.CheckUpdatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUpdates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lares.downloader.v1.DownloaderService/ListUpdates',
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.ListUpdatesRequest.SerializeToString,
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.ListUpdatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

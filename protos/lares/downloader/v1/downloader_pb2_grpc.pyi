@@ -40,7 +40,8 @@ class DownloaderServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DownloaderServiceAsyncStub: ...
     CreateDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-    already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+    already on its way to the same model with the same patterns, that download is returned; paused, it goes on, and its priority becomes
+    the higher one. A download that does not fit the store's limit fails with
     STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
     """
     GetDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]
@@ -53,8 +54,20 @@ class DownloaderServiceStub:
     """Stops a download and keeps what has arrived."""
     ResumeDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.ResumeDownloadRequest, _downloader_pb2.ResumeDownloadResponse]
     """Goes on with a download that was paused, cancelled or failed, from what has arrived."""
+    UpdateDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.UpdateDownloadRequest, _downloader_pb2.UpdateDownloadResponse]
+    """Changes the priority of a download that has not ended. FAILED_PRECONDITION if it has."""
     CancelDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CancelDownloadRequest, _downloader_pb2.CancelDownloadResponse]
     """Ends a download and drops what has arrived. FAILED_PRECONDITION if it has ended already."""
+    EnsureModels: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.EnsureModelsRequest, _downloader_pb2.EnsureModelsResponse]
+    """Has all models here that the setting `downloader.required` names: downloads of those that are missing begin. Nothing is read again
+    to tell whether a model is here.
+    """
+    CheckUpdates: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CheckUpdatesRequest, _downloader_pb2.CheckUpdatesResponse]
+    """Asks the sources of models what they have now, beside the version that answers. Only here, and in the service's own checks of the same kind,
+    is a branch or a tag followed; what it means then is recorded with its revision. NOT_FOUND if a model is not there.
+    """
+    ListUpdates: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.ListUpdatesRequest, _downloader_pb2.ListUpdatesResponse]
+    """Lists what the last check of each model found. Asks no source."""
     ListCatalogEntries: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.ListCatalogEntriesRequest, _downloader_pb2.ListCatalogEntriesResponse]
     """Lists the short names of the catalogue: what `lares pull NAME` knows without a source."""
     CreateLease: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.CreateLeaseRequest, _downloader_pb2.CreateLeaseResponse]
@@ -97,7 +110,8 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CreateDownloadRequest, _downloader_pb2.CreateDownloadResponse]  # type: ignore[assignment]
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-    already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+    already on its way to the same model with the same patterns, that download is returned; paused, it goes on, and its priority becomes
+    the higher one. A download that does not fit the store's limit fails with
     STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
     """
     GetDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]  # type: ignore[assignment]
@@ -110,8 +124,20 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     """Stops a download and keeps what has arrived."""
     ResumeDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ResumeDownloadRequest, _downloader_pb2.ResumeDownloadResponse]  # type: ignore[assignment]
     """Goes on with a download that was paused, cancelled or failed, from what has arrived."""
+    UpdateDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.UpdateDownloadRequest, _downloader_pb2.UpdateDownloadResponse]  # type: ignore[assignment]
+    """Changes the priority of a download that has not ended. FAILED_PRECONDITION if it has."""
     CancelDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CancelDownloadRequest, _downloader_pb2.CancelDownloadResponse]  # type: ignore[assignment]
     """Ends a download and drops what has arrived. FAILED_PRECONDITION if it has ended already."""
+    EnsureModels: _aio.UnaryUnaryMultiCallable[_downloader_pb2.EnsureModelsRequest, _downloader_pb2.EnsureModelsResponse]  # type: ignore[assignment]
+    """Has all models here that the setting `downloader.required` names: downloads of those that are missing begin. Nothing is read again
+    to tell whether a model is here.
+    """
+    CheckUpdates: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CheckUpdatesRequest, _downloader_pb2.CheckUpdatesResponse]  # type: ignore[assignment]
+    """Asks the sources of models what they have now, beside the version that answers. Only here, and in the service's own checks of the same kind,
+    is a branch or a tag followed; what it means then is recorded with its revision. NOT_FOUND if a model is not there.
+    """
+    ListUpdates: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ListUpdatesRequest, _downloader_pb2.ListUpdatesResponse]  # type: ignore[assignment]
+    """Lists what the last check of each model found. Asks no source."""
     ListCatalogEntries: _aio.UnaryUnaryMultiCallable[_downloader_pb2.ListCatalogEntriesRequest, _downloader_pb2.ListCatalogEntriesResponse]  # type: ignore[assignment]
     """Lists the short names of the catalogue: what `lares pull NAME` knows without a source."""
     CreateLease: _aio.UnaryUnaryMultiCallable[_downloader_pb2.CreateLeaseRequest, _downloader_pb2.CreateLeaseResponse]  # type: ignore[assignment]
@@ -157,7 +183,8 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.CreateDownloadResponse, _abc.Awaitable[_downloader_pb2.CreateDownloadResponse]]:
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
-        already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
+        already on its way to the same model with the same patterns, that download is returned; paused, it goes on, and its priority becomes
+        the higher one. A download that does not fit the store's limit fails with
         STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
         """
 
@@ -202,12 +229,48 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Goes on with a download that was paused, cancelled or failed, from what has arrived."""
 
     @_abc_1.abstractmethod
+    def UpdateDownload(
+        self,
+        request: _downloader_pb2.UpdateDownloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.UpdateDownloadResponse, _abc.Awaitable[_downloader_pb2.UpdateDownloadResponse]]:
+        """Changes the priority of a download that has not ended. FAILED_PRECONDITION if it has."""
+
+    @_abc_1.abstractmethod
     def CancelDownload(
         self,
         request: _downloader_pb2.CancelDownloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.CancelDownloadResponse, _abc.Awaitable[_downloader_pb2.CancelDownloadResponse]]:
         """Ends a download and drops what has arrived. FAILED_PRECONDITION if it has ended already."""
+
+    @_abc_1.abstractmethod
+    def EnsureModels(
+        self,
+        request: _downloader_pb2.EnsureModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.EnsureModelsResponse, _abc.Awaitable[_downloader_pb2.EnsureModelsResponse]]:
+        """Has all models here that the setting `downloader.required` names: downloads of those that are missing begin. Nothing is read again
+        to tell whether a model is here.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckUpdates(
+        self,
+        request: _downloader_pb2.CheckUpdatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.CheckUpdatesResponse, _abc.Awaitable[_downloader_pb2.CheckUpdatesResponse]]:
+        """Asks the sources of models what they have now, beside the version that answers. Only here, and in the service's own checks of the same kind,
+        is a branch or a tag followed; what it means then is recorded with its revision. NOT_FOUND if a model is not there.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUpdates(
+        self,
+        request: _downloader_pb2.ListUpdatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downloader_pb2.ListUpdatesResponse, _abc.Awaitable[_downloader_pb2.ListUpdatesResponse]]:
+        """Lists what the last check of each model found. Asks no source."""
 
     @_abc_1.abstractmethod
     def ListCatalogEntries(

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from services.downloader.core.models import (
     StoredFile,
     VersionRecord,
 )
+from services.downloader.core.options import chosen_files
 from services.downloader.core.ports import (
     ListedVersion,
     LocalFile,
@@ -23,6 +25,7 @@ from services.downloader.core.ports import (
     RemoteFile,
     Resolved,
 )
+from services.downloader.core.selection import model_files
 from services.kit.errors import LaresError, ModelNotAvailable, Unavailable, VersionNotFound
 from services.kit.names import model_name, parse_version_name, version_name
 
@@ -131,7 +134,10 @@ class SlowSource:
         file = RemoteFile(
             "m.gguf", "http://x/m.gguf", len(self.content) if self.tells_size else None, self.sha256
         )
-        return Resolved(f"pypi:{ref.name}=={revision}", revision, revision, (file,))
+        return Resolved(str(replace(ref, revision=revision)), revision, revision, (file,))
+
+    async def latest(self, request: PullRequest) -> Resolved | None:
+        return None
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         self.num_fetched += 1
@@ -146,6 +152,52 @@ class SlowSource:
         target.write_bytes(self.content)
         on_bytes(len(self.content), len(self.content))
         return hashlib.sha256(self.content).hexdigest()
+
+    async def unpack(
+        self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
+    ) -> Sequence[LocalFile]:
+        return [LocalFile(path, local) for path, local in fetched.items()]
+
+
+class Repository:
+    """`Source` of one repository, `hf:org/m`: path -> bytes by commit, and the commit that its main branch has now.
+
+    failure: what asking it ends in.
+    """
+
+    def __init__(self, **commits: dict[str, bytes]) -> None:
+        self.commits = commits
+        self.main = next(iter(commits))
+        self.failure: LaresError | None = None
+        self.num_asked = 0
+
+    async def resolve(self, request: PullRequest) -> Resolved:
+        self.num_asked += 1
+        if self.failure is not None:
+            raise self.failure
+        ref = request.refs[0]
+        commit = ref.revision or ""
+        files = self.commits[commit]
+        return Resolved(
+            str(ref),
+            commit,
+            commit,
+            tuple(
+                RemoteFile(path, f"{commit}/{path}", len(files[path]))
+                for path in chosen_files(list(files), request.options, model_files)
+            ),
+        )
+
+    async def latest(self, request: PullRequest) -> Resolved:
+        ref = replace(request.refs[0], revision=self.main)
+        return await self.resolve(replace(request, refs=(ref,)))
+
+    async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
+        commit, _, path = file.url.partition("/")
+        content = self.commits[commit][path]
+        target.write_bytes(content)
+        on_bytes(len(content), len(content))
+        return hashlib.sha256(content).hexdigest()
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path

@@ -1,8 +1,11 @@
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
+from cli.system import settings_classes
 from services.kit.address import Address
 from services.kit.errors import InvalidArgument
 from services.kit.settings import ServiceSettings, Settings, Texts, describe, load_settings
@@ -128,6 +131,44 @@ def test_every_shared_setting_has_a_description_and_a_variable():
     for row in describe(Settings):
         assert row.description.endswith("."), row.name
         assert row.env == f"LARES_{row.name.upper()}"
+
+
+class AliasedSettings(ServiceSettings):
+    section: ClassVar[str] = "registry"
+    aliases: ClassVar[Mapping[str, str]] = {"page_size": "PAGE_SIZE", "token": "HUB_TOKEN"}
+
+    page_size: int = Field(default=10, description="How many.")
+    token: SecretStr = Field(default=SecretStr(""), description="For the hub.")
+
+
+def test_an_alias_beats_the_file_and_is_beaten_by_the_settings_own_name(home: Path):
+    (home / "settings.toml").write_text("[registry]\npage_size = 20\n")
+    environ = {"LARES_HOME": str(home), "PAGE_SIZE": "30"}
+    settings = load_settings(AliasedSettings, environ=environ)
+    assert settings.page_size == 30
+    [row] = [row for row in describe(AliasedSettings, settings) if row.name == "page_size"]
+    assert (row.source, row.alias, row.env) == ("alias", "PAGE_SIZE", "LARES_REGISTRY_PAGE_SIZE")
+    settings = load_settings(AliasedSettings, environ=environ | {"LARES_REGISTRY_PAGE_SIZE": "40"})
+    [row] = [row for row in describe(AliasedSettings, settings) if row.name == "page_size"]
+    assert (settings.page_size, row.source) == (40, "environment")
+    assert load_settings(AliasedSettings, environ=environ | {"PAGE_SIZE": ""}).page_size == 20
+
+
+def test_a_wrong_value_is_told_with_the_alias_that_gave_it(home: Path):
+    with pytest.raises(InvalidArgument, match=r"registry\.page_size: .*\(in PAGE_SIZE\)"):
+        load_settings(AliasedSettings, environ={"LARES_HOME": str(home), "PAGE_SIZE": "many"})
+
+
+def test_a_secret_by_its_alias_is_masked_too(home: Path):
+    settings = load_settings(AliasedSettings, environ={"LARES_HOME": str(home), "HUB_TOKEN": "hunter2"})
+    assert settings.token.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(list(describe(AliasedSettings, settings)))
+
+
+def test_every_alias_is_of_a_setting_that_there_is():
+    aliases = [(cls, name) for cls in settings_classes() for name in cls.aliases]
+    assert aliases
+    assert [(cls, name) for cls, name in aliases if name not in cls.model_fields] == []
 
 
 def test_secrets_are_masked(tmp_path: Path):

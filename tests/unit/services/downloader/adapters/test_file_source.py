@@ -5,13 +5,14 @@ import pytest
 
 from services.downloader.adapters.file_source import FileSource
 from services.downloader.core.catalog import Layout
+from services.downloader.core.download import DEFAULT_OPTIONS, PullOptions
 from services.downloader.core.ports import PullRequest, Resolved
 from services.kit.errors import InvalidReference, LaresError, SourceNotFound, UnsupportedFormat
 from services.kit.names import ModelRef
 
 
-async def resolve(path: Path | str) -> Resolved:
-    return await FileSource().resolve(PullRequest((ModelRef.parse(f"file:{path}"),), Layout()))
+async def resolve(path: Path | str, options: PullOptions = DEFAULT_OPTIONS) -> Resolved:
+    return await FileSource().resolve(PullRequest((ModelRef.parse(f"file:{path}"),), Layout(), options))
 
 
 async def test_a_single_gguf_is_copied_and_left_where_it_is(tmp_path: Path) -> None:
@@ -42,6 +43,16 @@ async def test_a_folder_gives_its_models_files_by_their_paths(tmp_path: Path) ->
         "model.safetensors",
     ]
     assert resolved.version_id is None
+
+
+async def test_patterns_choose_among_the_files_of_a_folder(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "onnx/model.onnx", "run.py", "model.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    resolved = await resolve(tmp_path, PullOptions(("*",), ("onnx/",)))
+    assert [file.path for file in resolved.files] == ["config.json", "model.safetensors"]
+    with pytest.raises(UnsupportedFormat, match="never stored"):
+        await resolve(tmp_path, PullOptions(("*.py", "*.bin")))
 
 
 async def test_a_link_inside_the_folder_is_followed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from services.downloader.adapters.http_client import HttpLimits
 from services.downloader.adapters.lares_source import LaresSource
 from services.downloader.core.catalog import Layout
+from services.downloader.core.download import PullOptions
 from services.downloader.core.models import About, Capability, ModelKind
 from services.downloader.core.ports import PullRequest, Resolved
 from services.kit.errors import (
@@ -107,6 +108,13 @@ async def test_a_model_keeps_its_version_and_what_is_said_of_it(source: LaresSou
     assert house.server.requests[0].path == "/hf/api/models/tiny/revision/main?blobs=true"
     await resolve(source, resolved.source)
     assert house.server.requests[1].path == "/hf/api/models/tiny/revision/0.1.2?blobs=true"
+
+
+async def test_patterns_choose_among_its_files(source: LaresSource, house: House) -> None:
+    request = PullRequest((ModelRef.parse(house.ref()),), Layout(), PullOptions(("deep/",)))
+    assert [file.path for file in (await source.resolve(request)).files] == ["deep/m \u00f6.gguf"]
+    request = PullRequest(request.refs, Layout(), PullOptions(ignore_patterns=("*.gguf",)))
+    assert [file.path for file in (await source.resolve(request)).files] == ["config.json"]
 
 
 async def test_files_come_from_the_commit_and_are_checked(

@@ -140,6 +140,25 @@ async def test_the_newest_release_is_taken_and_neither_a_preview_nor_a_yanked_on
     assert (await resolve(source(f"{index.server.url}/simple"), "pypi:tiny-model")).revision == "1.10"
 
 
+@pytest.mark.parametrize(
+    ("pinned", "newest"), [("1.9", "1.10"), ("1.10", "1.10"), ("2.0rc1", "2.0rc1"), ("3.0", "3.0")]
+)
+async def test_what_is_newest_is_never_older_than_what_was_pinned(
+    index: Index, pinned: str, newest: str
+) -> None:
+    index.page(
+        "tiny-model",
+        link("tiny_model-1.9-py3-none-any.whl"),
+        link("tiny_model-1.10-py3-none-any.whl"),
+        link("tiny_model-2.0rc1-py3-none-any.whl"),
+        link("tiny_model-3.0-py3-none-any.whl", data_yanked="bad"),
+    )
+    pypi = source(f"{index.server.url}/simple")
+    latest = await pypi.latest(PullRequest((ModelRef.parse(f"pypi:tiny-model=={pinned}"),), Layout()))
+    assert (latest.revision, latest.source) == (newest, f"pypi:tiny-model=={newest}")
+    await pypi.close()
+
+
 async def test_indexes_are_searched_together_and_one_that_is_down_hides_nothing(index: Index) -> None:
     index.page("tiny-model", link(NAME))
     pypi = source("http://127.0.0.1:1/simple", f"{index.server.url}/simple/")

@@ -48,6 +48,9 @@ class GatedSource:
         )
         return Resolved(f"pypi:{ref.name}=={version}", version, version, files)
 
+    async def latest(self, request: PullRequest) -> Resolved:
+        return await self.resolve(request.unpinned)
+
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         content = bytes.fromhex(file.url)
         target.write_bytes(content[:3])

@@ -47,7 +47,9 @@ def jobs_of(
     async def at_once(seconds: float) -> None:
         await asyncio.sleep(0)
 
-    puller = Puller({"pypi": source}, Blobs(store, records), TrustingInspector(), registry, sleep=at_once)
+    puller = Puller(
+        {"pypi": source, "hf": source}, Blobs(store, records), TrustingInspector(), registry, sleep=at_once
+    )
     return DownloadJobs(puller, Catalog([]), records, max_concurrent=2)
 
 
@@ -305,3 +307,13 @@ async def test_what_is_not_there_or_not_known_is_refused(house: House) -> None:
     unsupported = await house.ended(await house.jobs.create("ollama:gemma2:9b"))
     assert unsupported.failure is not None
     assert unsupported.failure.reason == Unsupported.reason
+
+
+async def test_the_same_again_goes_on_with_a_paused_one(house: House) -> None:
+    download = await house.jobs.create("pypi:tiny")
+    await house.source.fetching.wait()
+    await house.jobs.pause(download.id)
+    again = await house.jobs.create("pypi:tiny")
+    assert (again.id, again.state) == (download.id, DownloadState.QUEUED)
+    house.source.go.set()
+    assert (await house.ended(again)).state is DownloadState.SUCCEEDED

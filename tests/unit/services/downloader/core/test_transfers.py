@@ -55,6 +55,9 @@ class Shelf:
         on_bytes(len(content), len(content))
         return hashlib.sha256(content.encode()).hexdigest()
 
+    async def latest(self, request: PullRequest) -> Resolved:
+        return await self.resolve(request.unpinned)
+
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
     ) -> Sequence[LocalFile]:

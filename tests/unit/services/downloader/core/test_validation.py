@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.downloader.adapters.disk_blob_store import DiskBlobStore
+from services.downloader.core.download import PullOptions
 from services.downloader.core.findings import (
     Event,
     FileVerdict,
@@ -272,3 +273,21 @@ async def test_names_that_are_none_are_refused(house: House, name: str, error: t
     with pytest.raises(error):
         await anext(house.validator.validate([name]))
     assert (await findings(house))[2].num_good == 1
+
+
+async def test_a_version_with_some_of_its_sources_files_is_repaired_with_the_same(house: House) -> None:
+    name = await house.pull(
+        "hf:org/m@c1", options=PullOptions(allow_patterns=("*.gguf", "*.txt"), priority=5)
+    )
+    whole = await house.pull("hf:org/m@c1")
+    before = house.registry.versions[name].files
+    assert {file.path for file in before} == {"m.gguf", "notes.txt"}
+    assert {file.path for file in house.registry.versions[whole].files} == {"m.gguf"}
+    for file in before:
+        damage(house.store, file.digest, bytes(file.size_bytes))
+    _, versions, summary = await findings(house, repair=True)
+    assert {versions[each].verdict for each in (name, whole)} == {VersionVerdict.REPAIRED}
+    assert (summary.num_repaired, summary.num_quarantined) == (2, 0)
+    assert house.registry.versions[name].files == before
+    assert len(house.registry.versions) == 2
+    assert house.registry.current["models/m"] == whole

@@ -104,10 +104,10 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         told: tuple[FileProgress, ...] = ()
         async with aclosing(self._host.until_draining(watched)) as events:
             async for sequence, download in events:
-                changed = changed_files(told, download.files)
+                files = download.files if download.state.is_final else changed_files(told, download.files)
                 told = download.files
                 yield pb.WatchDownloadResponse(
-                    sequence=sequence, download=convert.download_to_proto(download, files=changed)
+                    sequence=sequence, download=convert.download_to_proto(download, files=files)
                 )
 
     async def PauseDownload(

@@ -33,7 +33,6 @@ from tests.unit.services.downloader.http_server import (
     Answer,
     Request,
     head,
-    ranged,
     self_signed,
     serving,
     whole,
@@ -260,6 +259,7 @@ async def test_who_is_told_to_come_later_comes_no_earlier_and_hardly_later(
     tmp_path: Path, status: str, wait_s: int, as_date: bool, is_file: bool
 ) -> None:
     slept: list[tuple[float, float]] = []
+    due = 0.0
 
     async def sleep(seconds: float) -> None:
         slept.append((time.time(), seconds))
@@ -273,7 +273,6 @@ async def test_who_is_told_to_come_later_comes_no_earlier_and_hardly_later(
         later = email.utils.formatdate(due, usegmt=True) if as_date else wait_s
         writer.write(head(status, content_length=0, retry_after=later))
 
-    due = 0.0
     client = HttpClient(limits=LIMITS, sleep=sleep)
     async with serving(answer) as server:
         if is_file:
@@ -302,15 +301,12 @@ def test_no_redirect_leads_from_https_to_http(location: str) -> None:
 
 async def test_a_file_is_not_followed_from_https_to_http(tmp_path: Path) -> None:
     certificate, tls = self_signed(tmp_path)
-    async with serving(whole(BODY)) as plain:
-        async with serving(redirect(lambda: f"{plain.url}/m"), tls) as secure:
-            limits = replace(LIMITS, ca_file=str(certificate))
-            client = HttpClient(limits=limits, credentials={secure.url: "Bearer secret"})
-            with pytest.raises(SourceUnavailable, match="from https to http"):
-                await fetch(
-                    client, RemoteFile("m", f"{secure.url}/m", len(BODY), SHA256), tmp_path / "f", ignore
-                )
-            await client.close()
+    async with serving(whole(BODY)) as plain, serving(redirect(lambda: f"{plain.url}/m"), tls) as secure:
+        limits = replace(LIMITS, ca_file=str(certificate))
+        client = HttpClient(limits=limits, credentials={secure.url: "Bearer secret"})
+        with pytest.raises(SourceUnavailable, match="from https to http"):
+            await fetch(client, RemoteFile("m", f"{secure.url}/m", len(BODY), SHA256), tmp_path / "f", ignore)
+        await client.close()
     assert secure.requests[0].headers["authorization"] == "Bearer secret"
     assert plain.requests == []
 
@@ -331,11 +327,10 @@ async def resolve(source: HfSource) -> None:
 
 async def test_what_the_hub_says_of_a_model_is_not_followed_from_https_to_http(tmp_path: Path) -> None:
     certificate, tls = self_signed(tmp_path)
-    async with serving(whole(b"{}")) as plain:
-        async with serving(redirect(lambda: f"{plain.url}/m"), tls) as secure:
-            source = HfSource(secure.url, "secret", replace(LIMITS, ca_file=str(certificate)))
-            with pytest.raises(SourceUnavailable, match="from https to http"):
-                await resolve(source)
+    async with serving(whole(b"{}")) as plain, serving(redirect(lambda: f"{plain.url}/m"), tls) as secure:
+        source = HfSource(secure.url, "secret", replace(LIMITS, ca_file=str(certificate)))
+        with pytest.raises(SourceUnavailable, match="from https to http"):
+            await resolve(source)
     assert secure.requests[0].headers["authorization"] == "Bearer secret"
     assert plain.requests == []
 
@@ -344,9 +339,11 @@ async def test_the_hubs_token_does_not_follow_a_redirect_of_what_it_says_of_a_mo
     info = json.dumps(
         {"id": "org/repo", "sha": COMMIT, "tags": [], "siblings": [{"rfilename": "m.gguf", "size": 1}]}
     )
-    async with serving(whole(info.encode(), content_type="application/json")) as other:
-        async with serving(redirect(lambda: f"{other.url}/m")) as hub:
-            await resolve(HfSource(hub.url, "secret", LIMITS))
+    async with (
+        serving(whole(info.encode(), content_type="application/json")) as other,
+        serving(redirect(lambda: f"{other.url}/m")) as hub,
+    ):
+        await resolve(HfSource(hub.url, "secret", LIMITS))
     assert hub.requests[0].headers["authorization"] == "Bearer secret"
     assert "authorization" not in other.requests[0].headers
 

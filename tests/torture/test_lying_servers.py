@@ -113,6 +113,11 @@ async def short(request: Request, writer: asyncio.StreamWriter) -> None:
     writer.write(told(request, BODY) + body[: len(body) // 2])
 
 
+async def short_and_says_so(request: Request, writer: asyncio.StreamWriter) -> None:
+    body = asked(request, BODY)
+    writer.write(told(request, BODY, content_length=len(body) // 2) + body)
+
+
 async def longer(request: Request, writer: asyncio.StreamWriter) -> None:
     writer.write(told(request, BODY) + asked(request, BODY) + bytes(100_000))
 
@@ -143,7 +148,7 @@ async def another_file_of_the_same_name(request: Request, writer: asyncio.Stream
 
 LIES: dict[str, Answer] = {
     "short": short,
-    "short, and says so": lie(content_length=1000),
+    "short, and says so": short_and_says_so,
     "long": longer,
     "long, and says so": longer_and_says_so,
     "no length": lie(content_length=None),

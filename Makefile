@@ -22,7 +22,7 @@ COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --genera
 	$(addprefix --extra=,$(EXTRAS)) $(ARGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help up chat test bench-engine bench-store bench-gpu lint format proto lock release-contract clean
+.PHONY: help up chat test torture-store bench-engine bench-store bench-gpu lint format proto lock release-contract clean
 
 help:  ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ chat: $(RUNTIME)  ## Ask the running server: make chat PROMPT="What is the capit
 test: $(DEV) $(NODE)  ## Install what the tests need, then run them all (ARGS="-k worker")
 	@sh tests/install-system-packages.sh
 	$(BIN)/pytest $(ARGS)
+
+torture-store: $(DEV)  ## Kill, lie to and fill up the store, thousands of times: about half an hour (ARGS="-k kill")
+	@sh tests/install-system-packages.sh
+	LARES_TORTURE=1 $(BIN)/pytest -m torture $(ARGS)
 
 bench-engine: $(DEV)  ## Compare the engine with other servers: hours (ARGS="--quick --model starter")
 	$(BIN)/python -m bench.engine $(ARGS)

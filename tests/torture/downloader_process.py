@@ -163,7 +163,7 @@ def _run(setup: Setup, parent: Connection) -> None:
     os.dup2(silent, 2)
     os.environ.update(setup.environment)
     # On loopback a file is here before a second connection would be tried.
-    service.HttpLimits = functools.partial(HttpLimits, grow_interval_s=0.02, first_backoff_s=0.01)  # type: ignore[assignment,misc]  # A class, made by a function.
+    vars(service)["HttpLimits"] = functools.partial(HttpLimits, grow_interval_s=0.02, first_backoff_s=0.01)
     # Of 64 MiB no more than two connections would get something to do.
     parts._MIN_SPLIT_BYTES = 2 * parts.SEGMENT_BYTES  # type: ignore[misc]  # Final, but for this.
     calls: Counter[str] = Counter()

@@ -77,9 +77,8 @@ async def test_a_model_of_which_the_server_flips_a_byte_is_never_listed(
     whole = shelf.files[rig.path]
     for position in positions(len(whole)):
         shelf.files[rig.path] = flipped(whole, position)
-        download = await house.jobs.create(rig.ref)
-        async for _, download in house.jobs.watch(download.id):
-            pass
+        begun = await house.jobs.create(rig.ref)
+        *_, (_, download) = [seen async for seen in house.jobs.watch(begun.id)]
         assert download.state is DownloadState.FAILED
         assert download.failure is not None
         assert download.failure.reason == "DIGEST_MISMATCH"

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from lares.downloader.v1 import downloader_pb2 as pb
-from tests.contract.source_rigs import REMOTE, OllamaRig
+from tests.contract.source_rigs import REMOTE, OllamaRig, ShelfRig
 from tests.torture.downloader_process import Death, Setup, house
 from tests.torture.houses import Place, Registry, arrived_bytes, assert_one_whole_version, place, registry
 from tests.torture.numbers import num
@@ -24,7 +24,7 @@ TWICE_AT_MOST_BYTES = 8 * 1024**2
 NUM_KILLS = num(5, 50)
 KILLS_OF_ONE_FILE = 5
 COPY_BYTES = 4 * 1024**2
-SOURCES = {"ollama": OllamaRig, **REMOTE}
+SOURCES: dict[str, type[ShelfRig | OllamaRig]] = {"ollama": OllamaRig, **REMOTE}
 
 
 @pytest.fixture(scope="module")

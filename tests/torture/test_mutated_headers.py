@@ -27,7 +27,7 @@ MAX_BYTES = 512 * 1024**2
 # What parsers trip over: in one byte, and as a length or a count.
 BYTES = (0, 1, 0x7F, 0x80, 0xFF, 0x22, 0x5B, 0x7B)
 NUMBERS = (0, 1, 255, 65_536, 2**20, 2**31 - 1, 2**32 - 1, 2**40, 2**48, 2**63 - 1, 2**63, 2**64 - 1)
-VALUES = (
+VALUES: tuple[object, ...] = (
     None,
     True,
     -1,

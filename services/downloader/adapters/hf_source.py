@@ -21,7 +21,7 @@ from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_paths
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.selection import hub_files
-from services.downloader.core.urls import origin_of
+from services.downloader.core.urls import follow, origin_of
 from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound, SourceUnavailable, Unpinned
 from services.kit.names import ModelRef
 
@@ -163,7 +163,7 @@ class HfSource:
         """What huggingface_hub speaks HTTP with: as its own, but it reads no more than metadata can have."""
         return httpx2.Client(
             headers={"Accept-Encoding": "identity"},
-            event_hooks={"response": [_cap]},
+            event_hooks={"response": [_check_redirect, _cap]},
             follow_redirects=True,
             max_redirects=5,
             verify=self._limits.tls(),
@@ -187,6 +187,12 @@ class _CappedStream(httpx2.SyncByteStream):
 
     def close(self) -> None:
         self._stream.close()
+
+
+def _check_redirect(response: httpx2.Response) -> None:
+    """httpx takes the token off a redirect to another host, but would follow one from https to http."""
+    if response.has_redirect_location:
+        follow(str(response.url), response.headers["location"])
 
 
 def _cap(response: httpx2.Response) -> None:

@@ -1,9 +1,12 @@
 """A real HTTP server on a real socket that says what a test tells it to say, byte by byte."""
 
 import asyncio
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -57,16 +60,30 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(answer: Answer) -> AsyncIterator[Server]:
+async def serving(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     """The server, while the block runs."""
     server = Server(answer)
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
     host, port = listening.sockets[0].getsockname()
-    server.url = f"http://{host}:{port}"
+    server.url = f"{'http' if tls is None else 'https'}://{host}:{port}"
     try:
         yield server
     finally:
         listening.close()
+
+
+def self_signed(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for 127.0.0.1, and what a server needs to show it."""
+    key, certificate = folder / "key.pem", folder / "cert.pem"
+    request = (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        ["openssl", *request.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True
+    )
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    return certificate, tls
 
 
 def head(status: str, **headers: object) -> bytes:

@@ -29,6 +29,8 @@ from services.kit.settings import Settings
 from services.registry.service import build as build_registry
 from tests.unit.services.downloader.wheels import gguf_bytes
 
+pytestmark = pytest.mark.torture
+
 MODEL = gguf_bytes() + os.urandom(200_000)
 LIMIT_BYTES = 600_000
 

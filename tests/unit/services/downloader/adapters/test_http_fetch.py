@@ -1,10 +1,10 @@
-"""The fetch against servers that lie, stall and hang up. All sockets are real."""
+"""The fetch against servers that lie, stall and hang up: RELIABILITY.md, D4 to D8, with tests/torture. All sockets are
+real.
+"""
 
 import asyncio
-import email.utils
 import hashlib
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from services.kit.errors import (
     SourceUnavailable,
 )
 from tests.unit.services.downloader.http_server import Request, head, ranged, serving, whole
+
+pytestmark = pytest.mark.torture
 
 BODY = os.urandom(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -241,28 +243,24 @@ async def test_a_stall_is_noticed_and_what_came_before_is_kept(client: HttpClien
         if request.number == 1:
             writer.write(head("200 OK", content_length=len(BODY), etag='"1"') + BODY[:7000])
             await writer.drain()
-            await asyncio.sleep(5)
+            await asyncio.Event().wait()  # Whoever does not notice waits for ever too.
         await ranged(BODY)(request, writer)
 
-    began = time.monotonic()
     async with serving(answer) as server:
         await fetch(client, remote(server.url), tmp_path / "f", ignore)
-    assert time.monotonic() - began < 3
     assert server.requests[1].first_byte == 7000
 
 
 async def test_headers_that_never_come_are_noticed(client: HttpClient, tmp_path: Path) -> None:
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
-        for _ in range(200):  # One byte after another: no read ever times out.
+        while True:  # One byte after another: no read ever times out.
             writer.write(b"H")
             await writer.drain()
             await asyncio.sleep(0.05)
 
-    began = time.monotonic()
     async with serving(answer) as server:
         with pytest.raises(SourceUnavailable):
             await fetch(client, remote(server.url), tmp_path / "f", ignore)
-    assert time.monotonic() - began < 3
     assert len(server.requests) == LIMITS.max_attempts
 
 
@@ -279,34 +277,6 @@ async def test_a_trickle_is_aborted(client: HttpClient, tmp_path: Path) -> None:
     async with serving(answer) as server:
         await fetch(client, remote(server.url), tmp_path / "f", ignore)
     assert 5 < server.requests[1].first_byte < 100
-
-
-@pytest.mark.parametrize(("header", "expected"), [("7", 7.0), ("100000", 300.0)])
-async def test_retry_after_in_seconds_is_kept_to_and_capped(
-    client: HttpClient, sleeps: Sleeps, tmp_path: Path, header: str, expected: float
-) -> None:
-    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
-        if request.number == 1:
-            writer.write(head("429 Too Many Requests", content_length=0, retry_after=header))
-        else:
-            await ranged(BODY)(request, writer)
-
-    async with serving(answer) as server:
-        await fetch(client, remote(server.url), tmp_path / "f", ignore)
-    assert sleeps == [expected]
-
-
-async def test_retry_after_as_a_date_is_kept_to(client: HttpClient, sleeps: Sleeps, tmp_path: Path) -> None:
-    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
-        if request.number == 1:
-            when = email.utils.formatdate(time.time() + 20, usegmt=True)
-            writer.write(head("503 Service Unavailable", content_length=0, retry_after=when))
-        else:
-            await ranged(BODY)(request, writer)
-
-    async with serving(answer) as server:
-        await fetch(client, remote(server.url), tmp_path / "f", ignore)
-    assert 18 < sleeps[0] <= 20
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import hashlib
 import os
 import random
 import socket
-import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from services.downloader.adapters.http_fetch import fetch
 from services.downloader.core import parts
 from services.downloader.core.ports import RemoteFile
 from services.kit.errors import SourceUnavailable
-from tests.unit.services.downloader.http_server import Answer, Request, head, serving, whole
+from tests.unit.services.downloader.http_server import Answer, Request, head, self_signed, serving, whole
 
 SEGMENT_BYTES = 64 * 1024
 BODY = random.Random(1).randbytes(40 * SEGMENT_BYTES + 12345)
@@ -39,7 +37,6 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.asynccontextmanager
 async def listening(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
     """A server's port, while the block runs."""
     handlers: set[asyncio.Task[None] | None] = set()
@@ -52,7 +49,7 @@ async def listening(
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
     yield server.sockets[0].getsockname()[1]
     server.close()
     await asyncio.gather(*(task for task in handlers if task is not None))
@@ -229,36 +226,15 @@ async def test_through_a_proxy_tls_is_a_tunnel(monkeypatch: pytest.MonkeyPatch) 
     assert asked[0].startswith(b"CONNECT model.example:443 ")
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """(certificate, key) for 127.0.0.1, signed by itself."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    request = (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run(
-        ["openssl", *request.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True
-    )
-    return certificate, key
-
-
-async def test_who_signs_for_a_server_can_be_named(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(*certificate)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(head("200 OK", content_length=len(BODY)) + BODY)
-        await writer.drain()
-
-    async with listening(serve, tls) as port, client() as http:
-        url = f"https://127.0.0.1:{port}"
-        trusting = HttpClient(limits=HttpLimits(ca_file=str(certificate[0])))
-        await fetch(trusting, remote(url), tmp_path / "f", ignore)
+async def test_who_signs_for_a_server_can_be_named(tmp_path: Path) -> None:
+    certificate, tls = self_signed(tmp_path)
+    async with serving(whole(BODY), tls) as server, client() as http:
+        trusting = HttpClient(limits=HttpLimits(ca_file=str(certificate)))
+        await fetch(trusting, remote(server.url), tmp_path / "f", ignore)
         await trusting.close()
         assert (tmp_path / "f").read_bytes() == BODY
         with pytest.raises(SourceUnavailable, match=r"not trusted.*ca_file"):
-            await http.get_document(url)
+            await http.get_document(server.url)
 
 
 def test_a_throttle_lets_all_together_pass_at_its_rate() -> None:

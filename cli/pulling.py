@@ -150,7 +150,8 @@ async def follow(client: Client, download: pb.Download, *, quiet: bool) -> pb.Do
         raise LaresError(
             f"the download is {state}: somebody else stopped it; `lares pull {source}` goes on with it"
         )
-    return download
+    # Whole: a watch tells of files only what changed.
+    return (await client.downloader.GetDownload(pb.GetDownloadRequest(name=download.name))).download
 
 
 def _duration(text: str) -> Duration:

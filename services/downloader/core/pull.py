@@ -100,7 +100,7 @@ class Puller:
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)
-        await claim.expect(await self.size_to_fetch(resolved.files))
+        await claim.expect(await self.missing_bytes(resolved.files))
         fetched = await Fetching(
             download.id, resolved.files, source, self.blobs, self.transfers, claim, report.arrived
         ).run()
@@ -153,7 +153,7 @@ class Puller:
             return False
         return True
 
-    async def size_to_fetch(self, files: Sequence[RemoteFile]) -> int:
+    async def missing_bytes(self, files: Sequence[RemoteFile]) -> int:
         """Bytes of what is not here, as far as the source tells: the rest is counted as it comes."""
         digests = {f"sha256:{file.sha256}" for file in files if file.sha256 is not None}
         here = await self.blobs.store.sizes(digests)

@@ -146,4 +146,4 @@ class UpdateChecker:
     async def _bytes_of(self, resolved: Resolved) -> int | None:
         if any(file.size_bytes is None for file in resolved.files):
             return None
-        return await self._puller.size_to_fetch(resolved.files)
+        return await self._puller.missing_bytes(resolved.files)

@@ -70,8 +70,9 @@ class House:
 
     async def ended(self, name: str) -> pb.Download:
         watch = self.downloader.WatchDownload(pb.WatchDownloadRequest(name=name))
-        *_, last = [message.download async for message in watch]
-        return last
+        async for _ in watch:
+            pass
+        return (await self.downloader.GetDownload(pb.GetDownloadRequest(name=name))).download
 
     async def pull(self, source: str, **options: object) -> pb.Download:
         done = await self.ended((await self.create(source, **options)).name)

@@ -23,6 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from cli.client import Client
 from services.kit.errors import Cancelled, LaresError
@@ -132,7 +133,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
         table.add_column(column, no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        # As text: what comes from a model's files must not be taken for markup.
+        table.add_row(*(Text(cell) for cell in row))
     if table.row_count:
         out.print(table)
     else:

@@ -22,6 +22,7 @@ from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.adapters.sql_store import SqlStore
 from services.downloader.adapters.vosk_source import VoskSource
 from services.downloader.adapters.worker_inspector import WorkerInspector
+from services.downloader.core.admission import Admission, Policy
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.cleanup import VersionCleaner
@@ -31,6 +32,7 @@ from services.downloader.core.leases import Leases
 from services.downloader.core.ports import Source
 from services.downloader.core.pull import Puller
 from services.downloader.core.space import SpaceLimits
+from services.downloader.core.trust import TrustedSources
 from services.downloader.core.validation import Validator
 from services.downloader.servicer import DownloaderServicer
 from services.downloader.settings import DownloaderSettings
@@ -78,7 +80,7 @@ class DownloaderService:
         lares = LaresSource(limits)
         self._remote = (pypi, hf, ollama, vosk, https, lares)
         registry = RegistryClient(host.channel("registry"))
-        catalog = Catalog.parse(CATALOG.read_text("utf-8"))
+        catalog = Catalog.parse(CATALOG.read_text("utf-8"), TrustedSources(settings.trusted_sources))
         space = SpaceLimits(settings.max_store_bytes, settings.min_free_bytes)
         blobs = Blobs(self._store, self._records, limits=space)
         sources: dict[str, Source] = {
@@ -91,7 +93,9 @@ class DownloaderService:
             "lares": lares,
             "file": FileSource(),
         }
-        puller = Puller(sources, blobs, inspector, registry)
+        keys = tuple(Path(key).expanduser() for key in settings.trusted_keys)
+        policy = Policy(settings.licenses, keys, settings.require_signature)
+        puller = Puller(sources, blobs, Admission(inspector, policy), registry)
         self._jobs = DownloadJobs(puller, catalog, self._records, max_concurrent=settings.max_concurrent)
         self._collector = GarbageCollector(blobs, registry)
         blobs.space.reclaimable = self._collector.reclaimable_bytes

@@ -11,8 +11,10 @@ from services.downloader.core.catalog import Layout
 from services.downloader.core.download import Download, DownloadState
 from services.downloader.core.models import (
     About,
-    Facts,
+    Finding,
+    Inspection,
     KnownModel,
+    LeftOut,
     ModelRecord,
     StoredFile,
     VersionRecord,
@@ -194,7 +196,7 @@ class Resolved:
     """What a source has to offer, pinned. source: the reference with its revision.
 
     version_id: None if only the bytes can tell it. license: as the source states it, or empty. about: where the source
-    knows more than that.
+    knows more than that. left_out: what lies there and is not fetched, because it may run code when it is loaded.
     """
 
     source: str
@@ -203,6 +205,7 @@ class Resolved:
     files: tuple[RemoteFile, ...]
     license: str = ""
     about: About | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +262,20 @@ class Unpacker(Protocol):
 class Inspector(Protocol):
     """Finds out what files are, without trusting them."""
 
-    async def inspect(self, files: Mapping[str, Path]) -> Facts:
-        """files: path in the model -> where it lies. Raises UnsupportedFormat, WorkerLost."""
+    async def inspect(self, files: Mapping[str, Path], archives: Sequence[Path] = ()) -> Inspection:
+        """files: path in the model -> where it lies. archives: zips that they came in.
+
+        Raises UnsupportedFormat, DigestMismatch, WorkerLost.
+        """
+
+    async def scan(self, left_out: LeftOut) -> Finding:
+        """What it would do if it were loaded, or, if it is not here, that it was left out."""
+
+    async def verify(self, signature: Path, keys: Sequence[Path], digests: Mapping[str, str]) -> Finding:
+        """Whether somebody trusted signed these files. keys: files; digests: sha256 in hex, by path in the model.
+
+        Raises DigestMismatch, FailedPrecondition for a key that cannot be used, WorkerLost.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,25 @@ from services.kit.errors import UnsupportedFormat
 
 _MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
 _MAX_DIMENSION: Final = 2**48
+_FLOATS: Final = ("F16", "BF16", "F32", "F64")
+_EMBEDDINGS: Final = (
+    "model.embed_tokens.weight",
+    "embeddings.word_embeddings.weight",
+    "bert.embeddings.word_embeddings.weight",
+    "roberta.embeddings.word_embeddings.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """dtype: of most elements, as the format names it, for example `BF16`."""
+    """dtype: of most elements, as the format names it, for example `BF16`.
+
+    embedding: shape of the table of tokens, if it is here under one of its usual names and in floats.
+    """
 
     num_parameters: int
     dtype: str
+    embedding: tuple[int, ...] | None = None
 
 
 def read_safetensors_header(path: Path) -> SafetensorsHeader:
@@ -43,6 +54,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
 
 def _summary(header: dict[str, Any], num_data_bytes: int) -> SafetensorsHeader:
     num_elements: Counter[str] = Counter()
+    embedding: tuple[int, ...] | None = None
     for name, tensor in header.items():
         if name == "__metadata__":
             continue
@@ -51,10 +63,12 @@ def _summary(header: dict[str, Any], num_data_bytes: int) -> SafetensorsHeader:
                 if not 0 <= begin <= end <= num_data_bytes:
                     raise _damaged("a tensor lies outside of the file")
                 num_elements[dtype] += _elements(shape)
+                if name in _EMBEDDINGS and dtype in _FLOATS:
+                    embedding = tuple(shape)
             case _:
                 raise _damaged("a tensor is not described as it should be")
     most = num_elements.most_common(1)
-    return SafetensorsHeader(num_elements.total(), most[0][0] if most else "")
+    return SafetensorsHeader(num_elements.total(), most[0][0] if most else "", embedding)
 
 
 def _elements(shape: list[Any]) -> int:

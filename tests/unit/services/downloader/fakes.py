@@ -8,8 +8,13 @@ from pathlib import Path
 
 from services.downloader.core.models import (
     Facts,
+    Finding,
+    FindingKind,
+    FindingSeverity,
     Format,
+    Inspection,
     KnownModel,
+    LeftOut,
     ModelKind,
     ModelRecord,
     StoredFile,
@@ -156,5 +161,11 @@ class SlowSource:
 class TrustingInspector:
     """`Inspector` that takes everything for a GGUF."""
 
-    async def inspect(self, files: Mapping[str, Path]) -> Facts:
-        return Facts(ModelKind.TEXT_GENERATION, Format.GGUF)
+    async def inspect(self, files: Mapping[str, Path], archives: Sequence[Path] = ()) -> Inspection:
+        return Inspection(Facts(ModelKind.TEXT_GENERATION, Format.GGUF))
+
+    async def scan(self, left_out: LeftOut) -> Finding:
+        return Finding.of(FindingKind.SKIPPED, FindingSeverity.INFO, left_out.path, "left out")
+
+    async def verify(self, signature: Path, keys: Sequence[Path], digests: Mapping[str, str]) -> Finding:
+        return Finding.of(FindingKind.SIGNED, FindingSeverity.INFO, "model.sig", "signed")

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from services.downloader.core.admission import Admission, Policy
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.cleanup import VersionCleaner
@@ -45,7 +46,10 @@ class House:
         self.blobs.space.reclaimable = self.garbage.reclaimable_bytes
         self.cleaner = VersionCleaner(self.blobs, self.registry, self.garbage)
         self.puller = Puller(
-            {"pypi": pulled_from or self.source}, self.blobs, TrustingInspector(), self.registry
+            {"pypi": pulled_from or self.source},
+            self.blobs,
+            Admission(TrustingInspector(), Policy()),
+            self.registry,
         )
         self.catalog = Catalog([])
         self.jobs = DownloadJobs(self.puller, self.catalog, self.records, max_concurrent=4)

@@ -19,7 +19,7 @@ def facts_of(folder: Path, files: Mapping[str, object]) -> Facts:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return inspect({name: folder / name for name in files})
+    return inspect({name: folder / name for name in files}, lambda template: "").facts
 
 
 def test_a_gguf_with_a_chat_template_chats_and_takes_adapters(tmp_path: Path) -> None:

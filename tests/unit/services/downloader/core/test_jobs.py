@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.downloader.core.admission import Admission, Policy
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.download import Download, DownloadPhase, DownloadState
@@ -47,7 +48,13 @@ def jobs_of(
     async def at_once(seconds: float) -> None:
         await asyncio.sleep(0)
 
-    puller = Puller({"pypi": source}, Blobs(store, records), TrustingInspector(), registry, sleep=at_once)
+    puller = Puller(
+        {"pypi": source},
+        Blobs(store, records),
+        Admission(TrustingInspector(), Policy()),
+        registry,
+        sleep=at_once,
+    )
     return DownloadJobs(puller, Catalog([]), records, max_concurrent=2)
 
 

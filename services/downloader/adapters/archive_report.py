@@ -40,10 +40,12 @@ def read_member(path: Path, member: str) -> BinaryIO | None:
 
 
 def _license(archive: ZipArchive) -> str:
-    for member in archive.names:
-        if member.endswith(".dist-info/METADATA") and member.count("/") == 1:
-            if stated := license_of_metadata(_beginning(archive, member)):
-                return stated
+    metadata = [
+        name for name in archive.names if name.endswith(".dist-info/METADATA") and name.count("/") == 1
+    ]
+    for member in metadata:
+        if stated := license_of_metadata(_beginning(archive, member)):
+            return stated
     # The nearest to the top first.
     for member in sorted(archive.names, key=lambda name: (name.count("/"), name)):
         if is_license(member.rpartition("/")[2]):

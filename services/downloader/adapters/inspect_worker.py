@@ -1,4 +1,4 @@
-"""The child process that parses what was downloaded: archives, headers, pickles and signatures, which nobody vouches for.
+"""The child process that parses what was downloaded: archives, headers, pickles, signatures. Nobody vouches for them.
 
 It has no network to use, no secrets, and capped memory and processor time. It does one job and ends.
 """
@@ -131,7 +131,7 @@ def _answer(request: Request) -> Answer:
         case Verify():
             from services.downloader.adapters.signature_check import check_signature
 
-            keys = {Path(key).name: _read_key(Path(key)) for key in request.keys}
+            keys = [(Path(key).name, _read_key(Path(key))) for key in request.keys]
             with Path(request.signature).open("rb") as file:
                 signature = file.read(_MAX_SIGNATURE_BYTES)
             return Found(check_signature(signature, keys, request.digests))

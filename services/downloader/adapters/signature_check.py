@@ -1,11 +1,12 @@
 """Whether a model's files are those that somebody signed whom the operator trusts. It runs in a worker.
 
-`model.sig` is a sigstore bundle around an in-toto statement (https://github.com/ossf/model-signing-spec): the names of all
-files, each with its digest, signed with an elliptic-curve key as https://github.com/secure-systems-lab/dsse describes.
+`model.sig` is a sigstore bundle around an in-toto statement (https://github.com/ossf/model-signing-spec): the names and
+digests of all files, signed with an elliptic-curve key as https://github.com/secure-systems-lab/dsse describes.
+
 Of a repository only what a model is loaded from is pulled: what was pulled must be in the statement, what is in the
-statement need not have been pulled. That, and digests that are known already instead of files that are read again, is
-what the library of that format does not do. Signatures through sigstore's own services name a person instead of a key,
-and need those services to be checked: they count as none.
+statement need not have been pulled. That, and to take the digests that are known instead of reading all files again,
+is what the library of that format does not offer. Signatures through sigstore's own services name a person instead of
+a key, and need those services to be checked: they count as none.
 """
 
 import base64
@@ -105,8 +106,10 @@ class _Trusted:
     certificates: Sequence[x509.Certificate]
 
 
-def check_signature(signature: bytes, keys: Mapping[str, bytes], digests: Mapping[str, str]) -> Finding:
-    """keys: PEM of public keys and certificates, by the name of their file. digests: sha256 in hex, by path.
+def check_signature(
+    signature: bytes, keys: Sequence[tuple[str, bytes]], digests: Mapping[str, str]
+) -> Finding:
+    """keys: names of files, and the public keys and certificates in them, in PEM. digests: sha256 in hex, by path.
 
     Returns SIGNED, or UNSIGNED if it is by somebody else, or in a form that is not checked. Raises DigestMismatch if it
     is by somebody trusted and the files are others, FailedPrecondition for a key that cannot be read.
@@ -145,10 +148,10 @@ def _unsigned(why: str) -> Finding:
     return Finding.of(FindingKind.UNSIGNED, FindingSeverity.WARNING, SIGNATURE, why)
 
 
-def _trusted(keys: Mapping[str, bytes]) -> _Trusted:
+def _trusted(keys: Sequence[tuple[str, bytes]]) -> _Trusted:
     found: dict[str, tuple[str, ec.EllipticCurvePublicKey]] = {}
     certificates: list[x509.Certificate] = []
-    for name, pem in keys.items():
+    for name, pem in keys:
         try:
             if b"BEGIN CERTIFICATE" in pem:
                 certificates += x509.load_pem_x509_certificates(pem)

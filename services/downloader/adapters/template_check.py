@@ -21,14 +21,13 @@ def template_fault(template: str) -> str:
     """What is wrong with it; empty if nothing is."""
     try:
         tree = ImmutableSandboxedEnvironment(extensions=[_Generation, loopcontrols]).parse(template)
+        names = [_name(node) for node in tree.find_all((nodes.Getattr, nodes.Getitem))]
     except TemplateError as error:
         return str(error.message)
     except RecursionError:
         return "it is nested too deeply"
-    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
-        if (name := _name(node)).startswith("__"):
-            return f"it reaches for {name}, which its sandbox forbids"
-    return ""
+    hidden = next((name for name in names if name.startswith("__")), "")
+    return f"it reaches for {hidden}, which its sandbox forbids" if hidden else ""
 
 
 def _name(node: nodes.Expr) -> str:

@@ -20,14 +20,14 @@ from services.downloader.adapters.inspect_worker import (
 from services.downloader.adapters.pickle_scan import unscanned
 from services.downloader.core.models import Finding, FindingKind, FindingSeverity, Inspection, LeftOut
 from services.downloader.core.paths import check_paths
-from services.kit.errors import InternalError, LaresError
+from services.kit.errors import InternalError, LaresError, WorkerLost
 from services.kit.worker import Worker, WorkerSpec
 
 A = TypeVar("A", bound=Answer)
 
 _START_TIMEOUT_S = 60.0
 # A scan reads opcodes; what takes longer than this is made to.
-_MAX_SCAN_CPU_S: Final = 30
+_MAX_SCAN_CPU_S: Final = 10
 # Whatever a hostile file makes of the worker, it finds no key there.
 _NO_SECRETS = dict.fromkeys(("HF_TOKEN", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"), "")
 
@@ -58,6 +58,8 @@ class WorkerInspector:
         request = Scan(left_out.path, str(left_out.local), left_out.member)
         try:
             found = (await _ask(request, Found, max_cpu_s=_MAX_SCAN_CPU_S)).finding
+        except WorkerLost:
+            return unscanned(left_out.path, "its scanner died of it")
         except LaresError as error:
             return unscanned(left_out.path, error.message)
         return Finding.of(found.kind, found.severity, left_out.path, found.message)

@@ -38,6 +38,15 @@ _AMOUNTS: Final[Mapping[str, tuple[float, float]]] = {
     "layer_norm_epsilon": (0.0, 1.0),
 }
 _ROPES: Final = ("rope_scaling", "rope_parameters")
+_ABOVE_ZERO: Final = (
+    "factor",
+    "rope_theta",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+)
+_MAX_ROPE: Final = 1e12
 
 _OF_CODE: Final = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
 _WITH_CODE: Final = (
@@ -95,9 +104,8 @@ def check_embedding(files: Mapping[str, Path], shape: tuple[int, ...] | None) ->
     config = read_table(files, "config.json")
     said = (config.get("vocab_size"), config.get("hidden_size"))
     # Some encoders look up shorter vectors and stretch them.
-    if shape is None or None in said or "embedding_size" in config:
-        return
-    if shape != said:
+    is_said = all(type(number) is int for number in said) and "embedding_size" not in config
+    if shape is not None and is_said and shape != said:
         raise UnsupportedFormat(
             f"config.json: vocab_size and hidden_size are {said[0]} and {said[1]}, the embedding has {list(shape)}"
         )
@@ -143,9 +151,9 @@ def _check_table(table: Mapping[str, Any], prefix: str) -> None:
             if type(value) is not int or not least <= value <= most:
                 raise _cannot_be(prefix + name, value)
     for name, (low, high) in _AMOUNTS.items():
-        value = table.get(name)
-        if value is not None and not (_is_number(value) and low <= value <= high):
-            raise _cannot_be(prefix + name, value)
+        for value in _listed(table.get(name)):
+            if not (_is_number(value) and low <= value <= high):
+                raise _cannot_be(prefix + name, value)
     for name in _ROPES:
         value = table.get(name)
         if value and not isinstance(value, dict):
@@ -160,8 +168,8 @@ def _check_rope(table: Mapping[str, Any], name: str) -> None:
         num_numbers += 1
         if isinstance(value, bool | str) or value is None:
             continue
-        is_factor = path.endswith(("factor", "rope_theta"))
-        if not (_is_number(value) and abs(value) <= 1e12 and (value > 0 or not is_factor)):
+        least = 0 if path.rpartition(".")[2] in _ABOVE_ZERO else -_MAX_ROPE
+        if not (_is_number(value) and least < value <= _MAX_ROPE):
             raise _cannot_be(path, value)
         if num_numbers > _MAX_ROPE_NUMBERS:
             raise _cannot_be(name, f"more than {_MAX_ROPE_NUMBERS} numbers")
@@ -185,11 +193,11 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _cannot_be(name: str, value: object) -> UnsupportedFormat:
-    return UnsupportedFormat(f"config.json: {name[:80]} is {str(value)[:40]!a}, which cannot be")
+    return UnsupportedFormat(f"config.json: {name[:80]!a} is {str(value)[:40]!a}, which cannot be")
 
 
 def _some(names: Iterable[str]) -> str:

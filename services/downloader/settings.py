@@ -87,21 +87,21 @@ class DownloaderSettings(ServiceSettings):
     )
     trusted_sources: Texts = Field(
         default=(),
-        description="Patterns of what may be pulled, with commas between them: hf:meta-llama/*, pypi:llm-*, "
-        "https://models.example.com/*, file:*. Short names always may; empty: everything.",
+        description="Patterns of references that may be pulled, such as hf:meta-llama/*, with commas between them. "
+        "Short names always may; empty: everything.",
     )
     licenses: Texts = Field(
         default=(),
-        description="Licences under which a model may be pulled, with commas between them: Apache-2.0, MIT, llama3.1. "
-        "Empty: all, also none.",
+        description="Licences under which a model may be pulled, such as Apache-2.0, with commas between them; empty: "
+        "any, and none.",
     )
     trusted_keys: Texts = Field(
         default=(),
-        description="Files of public keys and certificates (PEM) of those whose signatures on models are checked, with "
-        "commas between them.",
+        description="Files with public keys or certificates (PEM) of those who sign models, with commas between them; "
+        "what they signed is checked.",
     )
     require_signature: bool = Field(
-        default=False, description="Refuse a model that nobody signed with one of the trusted_keys."
+        default=False, description="Refuse a model that is not signed with one of the trusted keys."
     )
     collect_interval_s: float = Field(
         default=3600.0,

@@ -12,12 +12,12 @@ from services.downloader.core.models import (
     Finding,
     Format,
     KnownModel,
+    ListedVersion,
     ModelKind,
     ModelRecord,
     StoredFile,
     VersionRecord,
 )
-from services.downloader.core.ports import ListedVersion
 from services.kit.channels import translate_errors
 from services.kit.errors import (
     LaresError,

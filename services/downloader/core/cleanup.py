@@ -8,7 +8,8 @@ from typing import Final
 
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.garbage import GarbageCollector
-from services.downloader.core.ports import ListedVersion, ModelRegistry
+from services.downloader.core.models import ListedVersion
+from services.downloader.core.ports import ModelRegistry
 from services.kit.errors import EtagMismatch, FieldViolation, ModelInUse, ModelNotFound, NotFound
 from services.kit.names import model_name, parse_model_name, parse_version_name
 
@@ -73,8 +74,9 @@ class VersionCleaner:
             return CleanUp(tuple(removed), sum(sizes.values()), tuple(kept))
         gone = [version async for version in self._delete(removed, kept)]
         await self._garbage.collect()
-        freed = [size for digest, size in sizes.items() if await self._blobs.store.size(digest) is None]
-        return CleanUp(tuple(gone), sum(freed), tuple(kept))
+        left = await self._blobs.store.sizes(sizes)
+        freed_bytes = sum(size for digest, size in sizes.items() if digest not in left)
+        return CleanUp(tuple(gone), freed_bytes, tuple(kept))
 
     async def _delete(
         self, versions: Sequence[ListedVersion], kept: list[tuple[ListedVersion, KeepReason]]
@@ -126,8 +128,7 @@ class VersionCleaner:
         }
         needed |= await self._blobs.held()
         going = {file.digest for version in removed for file in version.all_files} - needed
-        sizes = {digest: await self._blobs.store.size(digest) for digest in going}
-        return {digest: size for digest, size in sizes.items() if size is not None}
+        return await self._blobs.store.sizes(going)
 
 
 def _check_known(wanted: set[str], current: Mapping[str, str]) -> None:

@@ -1,6 +1,8 @@
 """What the downloader knows of a model: its files, and what they turned out to be."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -180,6 +182,36 @@ class KnownModel:
 
     model_id: str
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListedVersion:
+    """A version as the registry lists it. name: its resource name. artifacts: their files, by id."""
+
+    name: str
+    source: str
+    is_adapter: bool
+    base: str
+    files: tuple[StoredFile, ...]
+    artifacts: Mapping[str, tuple[StoredFile, ...]]
+    is_quarantined: bool
+    state_reason: str
+    labels: Mapping[str, str]
+    create_time: datetime
+    etag: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files; a blob that several of them are is counted once."""
+        return sum({file.digest: file.size_bytes for file in self.all_files}.values())
+
+    @property
+    def all_files(self) -> Iterator[StoredFile]:
+        """Its own and those of its artifacts, whose paths then begin with the artifact's id."""
+        yield from self.files
+        for artifact_id, files in self.artifacts.items():
+            for file in files:
+                yield replace(file, path=f"{artifact_id}/{file.path}")
 
 
 def _line(text: str, max_chars: int) -> str:

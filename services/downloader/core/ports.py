@@ -1,20 +1,29 @@
 """What the core needs from outside. Each port is fulfilled by an adapter, and by a fake in the tests."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from services.downloader.core.catalog import Layout
-from services.downloader.core.download import Download, DownloadState
+from services.downloader.core.download import DEFAULT_OPTIONS, Download, DownloadState, PullOptions
 from services.downloader.core.models import (
     About,
     Finding,
     Inspection,
     KnownModel,
     LeftOut,
+    ListedVersion,
     ModelRecord,
     StoredFile,
     VersionRecord,
@@ -126,6 +135,9 @@ class BlobStore(Protocol):
     async def size(self, digest: str) -> int | None:
         """Length of a blob, or None if it is not there."""
 
+    async def sizes(self, digests: Collection[str]) -> dict[str, int]:
+        """Lengths of those of many blobs that are there."""
+
     async def check(self, blob: Blob) -> None:
         """That it is there, has its size, and was not touched since it was verified. Raises CorruptBlob."""
 
@@ -189,6 +201,7 @@ class PullRequest:
 
     refs: tuple[ModelRef, ...]
     layout: Layout
+    options: PullOptions = DEFAULT_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +255,20 @@ class Source(Protocol):
         """
 
 
+@runtime_checkable
+class ManyFiles(Protocol):
+    """What a source has besides, if its models may be of many small files."""
+
+    async def fetch_small(
+        self, files: Mapping[Path, RemoteFile], on_arrived: Callable[[Path], None]
+    ) -> dict[Path, str]:
+        """Bring the small ones of some files to the paths that they are under, as far as that goes at the first try.
+
+        on_arrived: told of each that is here; may raise a LaresError, as with `fetch`. Returns the sha256, in hex, of
+        each; the others are to be fetched. Raises DiskFull.
+        """
+
+
 class Unpacker(Protocol):
     """Takes archives apart, without trusting them."""
 
@@ -276,36 +303,6 @@ class Inspector(Protocol):
 
         Raises DigestMismatch, FailedPrecondition for a key that cannot be used, WorkerLost.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class ListedVersion:
-    """A version as the registry lists it. name: its resource name. artifacts: their files, by id."""
-
-    name: str
-    source: str
-    is_adapter: bool
-    base: str
-    files: tuple[StoredFile, ...]
-    artifacts: Mapping[str, tuple[StoredFile, ...]]
-    is_quarantined: bool
-    state_reason: str
-    labels: Mapping[str, str]
-    create_time: datetime
-    etag: str
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files; a blob that several of them are is counted once."""
-        return sum({file.digest: file.size_bytes for file in self.all_files}.values())
-
-    @property
-    def all_files(self) -> Iterator[StoredFile]:
-        """Its own and those of its artifacts, whose paths then begin with the artifact's id."""
-        yield from self.files
-        for artifact_id, files in self.artifacts.items():
-            for file in files:
-                yield replace(file, path=f"{artifact_id}/{file.path}")
 
 
 class ModelRegistry(Protocol):
@@ -388,7 +385,7 @@ class DownloadStore(Protocol):
         """Whether it was there."""
 
     async def keep(self, digests: Iterable[str], until: datetime, *, keeper: str) -> None:
-        """Keep blobs from garbage collection for a download or a writer, at least until then."""
+        """Keep blobs from garbage collection for a download or a writer, with all it keeps, at least until then."""
 
     async def let_go(self, keeper: str) -> None:
         """What was kept for it alone is kept no more."""

@@ -15,13 +15,13 @@ from services.downloader.core.models import (
     Inspection,
     KnownModel,
     LeftOut,
+    ListedVersion,
     ModelKind,
     ModelRecord,
     StoredFile,
     VersionRecord,
 )
 from services.downloader.core.ports import (
-    ListedVersion,
     LocalFile,
     OnBytes,
     PullRequest,

@@ -138,10 +138,7 @@ def _answer(request: Request) -> Answer:
 
 
 def _inspected(request: Inspect) -> Inspected:
-    # Late, as all that only the child needs: the service reads this file too.
-    from services.downloader.adapters.template_check import template_fault
-
-    found = inspect({path: Path(local) for path, local in request.files.items()}, template_fault)
+    found = inspect({path: Path(local) for path, local in request.files.items()}, _template_fault)
     facts = found.facts
     pickles = []
     for archive in request.archives:
@@ -149,6 +146,13 @@ def _inspected(request: Inspect) -> Inspected:
         facts = replace(facts, license=license_ or facts.license)
         pickles += [PickleNamed(archive, member) for member in members]
     return Inspected(facts, list(found.findings), pickles)
+
+
+def _template_fault(template: str) -> str:
+    # Late: most models that come in wheels or zips are made to hear, or to embed, and have none.
+    from services.downloader.adapters.template_check import template_fault
+
+    return template_fault(template)
 
 
 def _scanned(request: Scan) -> Finding:

@@ -290,7 +290,13 @@ def check_request_id(request_id: str) -> None:
 
 
 def fingerprint(asked: Model | Version) -> str:
-    """What tells one request from another: a digest of all that it asks for."""
+    """What tells one request from another: a digest of all that it asks for.
+
+    What was noticed of the files is no part of it: a pull that was killed, and goes on under other settings, may notice
+    something else about the same files.
+    """
+    if isinstance(asked, Version):
+        asked = replace(asked, findings=())
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 

@@ -137,7 +137,9 @@ class DownloaderServiceServicer:
     def CreateDownload(self, request, context):
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
         already on its way to the same model, that download is returned. A download that does not fit the store's limit fails with
-        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
+        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known. A source that the
+        operator does not trust is refused with PERMISSION_DENIED; a licence that is not allowed fails the download with it, and a
+        signature that is wrong, or is missing where one is required, with DIGEST_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -143,7 +143,8 @@ def _inspected(request: Inspect) -> Inspected:
     pickles = []
     for archive in request.archives:
         license_, members = report_archive(Path(archive))
-        facts = replace(facts, license=license_ or facts.license)
+        # What the weights say of themselves is more than what a package says of itself.
+        facts = replace(facts, license=facts.license or license_)
         pickles += [PickleNamed(archive, member) for member in members]
     return Inspected(facts, list(found.findings), pickles)
 

@@ -18,7 +18,7 @@ from services.downloader.adapters.inspect_worker import (
     Verify,
 )
 from services.downloader.adapters.pickle_scan import unscanned
-from services.downloader.core.models import Finding, FindingKind, FindingSeverity, Inspection, LeftOut
+from services.downloader.core.models import Finding, Inspection, LeftOut
 from services.downloader.core.paths import check_paths
 from services.kit.errors import InternalError, LaresError, WorkerLost
 from services.kit.worker import Worker, WorkerSpec
@@ -52,9 +52,6 @@ class WorkerInspector:
 
     async def scan(self, left_out: LeftOut) -> Finding:
         """What a pickle would do. One that kills its scanner is told as such."""
-        if left_out.local is None:
-            what = "left out by its name: such files may run code when they are loaded"
-            return Finding.of(FindingKind.SKIPPED, FindingSeverity.INFO, left_out.path, what)
         request = Scan(left_out.path, str(left_out.local), left_out.member)
         try:
             found = (await _ask(request, Found, max_cpu_s=_MAX_SCAN_CPU_S)).finding

@@ -97,22 +97,24 @@ class Admission:
         return [finding]
 
     async def _scanned(self, left_out: Sequence[LeftOut]) -> list[Finding]:
-        here = [left for left in left_out if left.local is not None]
-        elsewhere = [left for left in left_out if left.local is None]
-        # What nobody looks into is told by its name alone.
-        elsewhere += [LeftOut(left.path) for left in here[_MAX_SCANS:]]
-        found: list[Finding] = []
+        to_scan = [left for left in left_out if left.local is not None][:_MAX_SCANS]
+        found = [_skipped(left) for left in left_out if left not in to_scan]
 
         async def scan(left: LeftOut) -> None:
             found.append(await self.inspector.scan(left))
 
-        await each([*here[:_MAX_SCANS], *elsewhere], scan, at_once=_SCANS_AT_ONCE)
+        await each(to_scan, scan, at_once=_SCANS_AT_ONCE)
         return sorted(found, key=lambda finding: finding.path)
 
 
 def most_important(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """As many as are recorded, what matters most first."""
     return tuple(sorted(findings, key=lambda finding: -finding.severity)[:_MAX_FINDINGS])
+
+
+def _skipped(left_out: LeftOut) -> Finding:
+    what = "left out by its name: such files may run code when they are loaded"
+    return Finding.of(FindingKind.SKIPPED, FindingSeverity.INFO, left_out.path, what)
 
 
 def _is_archive(name: str) -> bool:

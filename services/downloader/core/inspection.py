@@ -127,12 +127,17 @@ def _gguf(headers: Mapping[str, GgufHeader]) -> Facts:
         num_parameters=sum(header.num_parameters for header in headers.values()),
         context_length=_context(first.number(f"{short}.context_length")),
         quantization=_gguf_quantization(first, path),
-        license=canonical(first.text("general.license")),
+        license=canonical(_gguf_license(first)),
     )
     if f"{short}.pooling_type" in first.values or "Bert" in architecture:
         return replace(facts, kind=ModelKind.EMBEDDING, capabilities=(Capability.EMBEDDING,))
     has_template = bool(first.text("tokenizer.chat_template"))
     return replace(facts, capabilities=_of_generator(architecture, has_template=has_template))
+
+
+def _gguf_license(header: GgufHeader) -> str:
+    stated = header.text("general.license")
+    return header.text("general.license.name") or stated if stated == "other" else stated
 
 
 def _gguf_quantization(header: GgufHeader, name: str) -> str:

@@ -296,7 +296,7 @@ class Inspector(Protocol):
         """
 
     async def scan(self, left_out: LeftOut) -> Finding:
-        """What it would do if it were loaded, or, if it is not here, that it was left out."""
+        """What it would do if it were loaded. left_out: one that is here. Never raises for what is in it."""
 
     async def verify(self, signature: Path, keys: Sequence[Path], digests: Mapping[str, str]) -> Finding:
         """Whether somebody trusted signed these files. keys: files; digests: sha256 in hex, by path in the model.

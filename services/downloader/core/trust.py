@@ -5,8 +5,8 @@
               https://models.example.com/*   https://*.example.com:8443/gguf/*   lares:192.168.1.7:7210/*
 
 A name is matched as it was parsed, whatever its tag and revision. What a server or a disk may read as another name than
-the one that was matched, such as `..` in disguise, matches nothing. Where a trusted server redirects to, and where a link
-in a trusted folder leads, is their owner's word.
+the one that was matched, such as `..` in disguise, matches nothing. Where a trusted server redirects to, and where a
+link in a trusted folder leads, is their owner's word.
 """
 
 import re

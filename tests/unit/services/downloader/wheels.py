@@ -51,6 +51,7 @@ def gguf_bytes(
     architecture: str = "llama",
     template: str = "{{ messages }}",
     license: str = "",
+    license_name: str = "",
     tensors: tuple[tuple[int, ...], ...] = ((4, 8),),
 ) -> bytes:
     """A GGUF file of version 3 with a header as real ones have, and no tensor data worth speaking of."""
@@ -63,6 +64,7 @@ def gguf_bytes(
     ]
     if license:
         values.append(_key("general.license") + _text_value(license))
+        values.append(_key("general.license.name") + _text_value(license_name))
     if template:
         values.append(_key("tokenizer.chat_template") + _text_value(template))
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values)) + b"".join(values)

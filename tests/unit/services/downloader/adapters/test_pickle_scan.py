@@ -83,11 +83,6 @@ async def test_a_file_is_scanned_where_it_lies_in_a_process_of_its_own(tmp_path:
     assert (found.path, found.severity) == ("sub/m.pkl", FindingSeverity.DANGER)
 
 
-async def test_what_is_not_here_is_told_by_its_name() -> None:
-    found = await WorkerInspector().scan(LeftOut("pytorch_model.bin"))
-    assert (found.kind, found.severity) == (FindingKind.SKIPPED, FindingSeverity.INFO)
-
-
 async def test_a_file_that_its_scanner_cannot_take_is_told_and_breaks_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,8 +43,7 @@ class ToldInspector:
 
     async def scan(self, left_out: LeftOut) -> Finding:
         self.scanned.append(left_out)
-        kind = FindingKind.SKIPPED if left_out.local is None else FindingKind.PICKLE
-        return Finding.of(kind, FindingSeverity.INFO, left_out.path, "left out")
+        return Finding.of(FindingKind.PICKLE, FindingSeverity.INFO, left_out.path, "left out")
 
     async def verify(self, signature: Path, keys: Sequence[Path], digests: Mapping[str, str]) -> Finding:
         self.digests = digests
@@ -118,7 +117,7 @@ async def test_of_very_many_pickles_some_are_scanned_and_all_are_named() -> None
     many = [LeftOut(f"{number:03}.pkl", Path("/x.pkl")) for number in range(150)]
     inspector = ToldInspector("MIT")
     told = await inspected(inspector, resolved=offered("m.gguf", left_out=many))
-    assert sum(each.local is not None for each in inspector.scanned) == 16
+    assert len(inspector.scanned) == 16
     assert len(told.findings) == 150
     assert len(most_important(told.findings)) == 100
 

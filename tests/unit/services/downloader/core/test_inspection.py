@@ -144,6 +144,8 @@ QWEN = {"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 4096}
 
 def test_the_licence_is_that_of_the_header_or_of_the_text_beside(tmp_path: Path) -> None:
     assert facts_of(tmp_path, {"m.gguf": gguf_bytes(license="apache-2.0")}).license == "Apache-2.0"
+    named = gguf_bytes(license="other", license_name="Gemma")
+    assert facts_of(tmp_path, {"m.gguf": named}).license == "Gemma"
     files = {"config.json": QWEN, "model.safetensors": WEIGHTS, "LICENSE.txt": b"MIT License"}
     assert facts_of(tmp_path, files).license == "MIT"
 

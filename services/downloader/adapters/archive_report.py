@@ -13,7 +13,7 @@ from services.downloader.core.licenses import (
 )
 from services.downloader.core.selection import left_out
 
-_MAX_SCANNED_BYTES: Final = 128 * 1024 * 1024
+_MAX_SCANNED_BYTES: Final = 64 * 1024 * 1024
 
 
 def report_archive(path: Path) -> tuple[str, list[str]]:

@@ -24,8 +24,8 @@ def template_fault(template: str) -> str:
         names = [_name(node) for node in tree.find_all((nodes.Getattr, nodes.Getitem))]
     except TemplateError as error:
         return str(error.message)
-    except RecursionError:
-        return "it is nested too deeply"
+    except (RecursionError, MemoryError):
+        return "it is nested too deeply, or takes too much memory"
     hidden = next((name for name in names if name.startswith("__")), "")
     return f"it reaches for {hidden}, which its sandbox forbids" if hidden else ""
 

@@ -4,16 +4,14 @@ What is refused could not be loaded, or would harm whoever tries. What is only u
 https://huggingface.co/docs/transformers/main_classes/configuration and of the families that Lares runs.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
+from services.downloader.core.json_files import JsonFiles
 from services.downloader.core.models import Finding, FindingKind, FindingSeverity
 from services.kit.errors import UnsupportedFormat
 
-_MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 _MAX_ROPE_NUMBERS: Final = 65_536
 _MAX_NAMED: Final = 5
 
@@ -78,17 +76,8 @@ _KNOWN: Final = frozenset({
 })  # fmt: skip
 
 
-def read_table(files: Mapping[str, Path], name: str) -> dict[str, Any]:
-    """A table in a JSON file; empty if there is no such file. Raises UnsupportedFormat."""
-    value = _read(files, name)
-    if not isinstance(value, dict):
-        raise UnsupportedFormat(f"{name} is no table of settings")
-    return value
-
-
-def check_config(files: Mapping[str, Path]) -> None:
-    """That the numbers of config.json can be. Raises UnsupportedFormat, which names the setting."""
-    config = read_table(files, "config.json")
+def check_config(config: Mapping[str, Any]) -> None:
+    """That the numbers of a config.json can be. Raises UnsupportedFormat, which names the setting."""
     _check_table(config, "")
     for name, part in config.items():
         # Of a model that also sees or hears, each part has its own.
@@ -96,12 +85,11 @@ def check_config(files: Mapping[str, Path]) -> None:
             _check_table(part, f"{name}.")
 
 
-def check_embedding(files: Mapping[str, Path], shape: tuple[int, ...] | None) -> None:
+def check_embedding(config: Mapping[str, Any], shape: tuple[int, ...] | None) -> None:
     """That the embedding has as many rows and columns as config.json says, for it decides memory.
 
     shape: of the embedding, None where it is not known. Raises UnsupportedFormat.
     """
-    config = read_table(files, "config.json")
     said = (config.get("vocab_size"), config.get("hidden_size"))
     # Some encoders look up shorter vectors and stretch them.
     is_said = all(type(number) is int for number in said) and "embedding_size" not in config
@@ -111,21 +99,21 @@ def check_embedding(files: Mapping[str, Path], shape: tuple[int, ...] | None) ->
         )
 
 
-def configuration_findings(files: Mapping[str, Path]) -> list[Finding]:
+def configuration_findings(files: JsonFiles) -> list[Finding]:
     """What is to be told of the configuration. Raises UnsupportedFormat for what cannot be read."""
     found = list(_code(files))
-    unknown = sorted(name for name in read_table(files, "config.json") if not _is_known(name))
+    unknown = sorted(name for name in files.table("config.json") if not _is_known(name))
     if unknown:
         message = f"settings that the check does not know: {_some(unknown)}"
         found.append(Finding.of(FindingKind.UNKNOWN_SETTING, FindingSeverity.INFO, "config.json", message))
     return found
 
 
-def _code(files: Mapping[str, Path]) -> Iterator[Finding]:
+def _code(files: JsonFiles) -> Iterator[Finding]:
     for path in _WITH_CODE:
-        if named := [name for name in _OF_CODE if read_table(files, path).get(name)]:
+        if named := [name for name in _OF_CODE if files.table(path).get(name)]:
             yield _remote_code(path, f"{', '.join(named)}: it brings code of its own")
-    modules = _read(files, _MODULES)
+    modules = files.value(_MODULES)
     types = (
         [str(each.get("type")) for each in modules if isinstance(each, dict)]
         if isinstance(modules, list)
@@ -204,16 +192,3 @@ def _some(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
     return ", ".join(name[:40] for name in listed[:_MAX_NAMED]) + more
-
-
-def _read(files: Mapping[str, Path], name: str) -> Any:
-    """What a JSON file holds; an empty table if there is none."""
-    path = files.get(name)
-    if path is None:
-        return {}
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise UnsupportedFormat(f"{name} is too long to be configuration")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedFormat(f"{name} is no JSON that can be read") from error

@@ -9,9 +9,9 @@ from services.downloader.core.config_check import (
     check_config,
     check_embedding,
     configuration_findings,
-    read_table,
 )
 from services.downloader.core.gguf_header import GgufHeader, read_gguf_header
+from services.downloader.core.json_files import JsonFiles
 from services.downloader.core.licenses import MAX_TEXT_BYTES, canonical, is_license, license_of_text
 from services.downloader.core.models import (
     Capability,
@@ -27,7 +27,8 @@ from services.downloader.core.safetensors_header import read_safetensors_header
 from services.downloader.core.selection import quantization_of
 from services.kit.errors import UnsupportedFormat
 
-_MAX_TEMPLATE_CHARS: Final = 1024 * 1024
+# The longest known have 30,000.
+_MAX_TEMPLATE_CHARS: Final = 256 * 1024
 _MAX_NAME_CHARS: Final = 128
 _MAX_CONTEXT: Final = 2**31
 
@@ -66,11 +67,12 @@ def inspect(files: Mapping[str, Path], template_fault: TemplateFault) -> Inspect
     """What the files are. files: path in the model -> where it lies. Raises UnsupportedFormat."""
     ggufs = sorted(path for path in files if path.lower().endswith(".gguf"))
     headers = {path: read_gguf_header(files[path]) for path in ggufs}
-    facts = _gguf(headers) if headers else _facts(files)
+    json_files = JsonFiles(files)
+    facts = _gguf(headers) if headers else _facts(files, json_files)
     if not facts.license:
         facts = replace(facts, license=_license(files))
-    findings = configuration_findings(files) if facts.format is Format.SAFETENSORS else []
-    for path, template in _templates(files, headers):
+    findings = configuration_findings(json_files) if facts.format is Format.SAFETENSORS else []
+    for path, template in _templates(files, json_files, headers):
         too_long = len(template) > _MAX_TEMPLATE_CHARS
         if fault := "it is too long for one" if too_long else template_fault(template):
             message = f"the chat template cannot be used: {fault}"
@@ -85,7 +87,9 @@ def _license(files: Mapping[str, Path]) -> str:
     return ""
 
 
-def _templates(files: Mapping[str, Path], headers: Mapping[str, GgufHeader]) -> Iterator[tuple[str, str]]:
+def _templates(
+    files: Mapping[str, Path], json_files: JsonFiles, headers: Mapping[str, GgufHeader]
+) -> Iterator[tuple[str, str]]:
     """(file, template), of those by which a chat is written without being asked for another."""
     for path, header in headers.items():
         if template := header.text("tokenizer.chat_template"):
@@ -93,20 +97,20 @@ def _templates(files: Mapping[str, Path], headers: Mapping[str, GgufHeader]) -> 
     if "chat_template.jinja" in files:
         with files["chat_template.jinja"].open("rb") as file:
             yield "chat_template.jinja", file.read(_MAX_TEMPLATE_CHARS + 1).decode("utf-8", "replace")
-    elif isinstance(named := read_table(files, "tokenizer_config.json").get("chat_template"), str):
+    elif isinstance(named := json_files.table("tokenizer_config.json").get("chat_template"), str):
         yield "tokenizer_config.json", named
 
 
-def _facts(files: Mapping[str, Path]) -> Facts:
+def _facts(files: Mapping[str, Path], json_files: JsonFiles) -> Facts:
     tensors = sorted(path for path in files if path.endswith(".safetensors"))
     if "am/final.mdl" in files and any(path.startswith("graph/") for path in files):
         return _vosk()
     if "model.bin" in files and any(path.startswith("vocabulary.") for path in files):
-        return _whisper(files)
+        return _whisper(files, json_files)
     if "adapter_config.json" in files:
         raise UnsupportedFormat("this is a LoRA adapter, which needs its base model; pull the model itself")
     if tensors and "config.json" in files:
-        return _safetensors(files, tensors)
+        return _safetensors(files, json_files, tensors)
     raise UnsupportedFormat(
         "these files are no model that Lares loads: a GGUF file, safetensors with config.json, a Whisper model of"
         " CTranslate2 (model.bin, config.json, vocabulary, tokenizer.json) or a Vosk folder (am, conf, graph)"
@@ -145,11 +149,11 @@ def _gguf_quantization(header: GgufHeader, name: str) -> str:
     return _GGUF_FILE_TYPES.get(-1 if number is None else number) or quantization_of(name)
 
 
-def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
-    config = read_table(files, "config.json")
-    check_config(files)
+def _safetensors(files: Mapping[str, Path], json_files: JsonFiles, tensors: list[str]) -> Facts:
+    config = json_files.table("config.json")
+    check_config(config)
     headers = [read_safetensors_header(files[path]) for path in tensors]
-    check_embedding(files, next((each.embedding for each in headers if each.embedding), None))
+    check_embedding(config, next((each.embedding for each in headers if each.embedding), None))
     names = config.get("architectures")
     architecture = str(names[0])[:_MAX_NAME_CHARS] if isinstance(names, list) and names else ""
     facts = Facts(
@@ -165,7 +169,7 @@ def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
             raise UnsupportedFormat(f"the model tells {num_labels} labels apart; a reranker has one")
         return replace(facts, kind=ModelKind.RERANKING, capabilities=(Capability.RERANKING,))
     if "modules.json" in files or architecture.endswith(_ENCODERS):
-        own_length = _context(read_table(files, "sentence_bert_config.json").get("max_seq_length"))
+        own_length = _context(json_files.table("sentence_bert_config.json").get("max_seq_length"))
         return replace(
             facts,
             kind=ModelKind.EMBEDDING,
@@ -174,7 +178,7 @@ def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
         )
     if architecture.endswith(_GENERATORS):
         has_template = "chat_template.jinja" in files or bool(
-            read_table(files, "tokenizer_config.json").get("chat_template")
+            json_files.table("tokenizer_config.json").get("chat_template")
         )
         capabilities = _of_generator(architecture, has_template=has_template)
         return replace(facts, kind=ModelKind.TEXT_GENERATION, capabilities=capabilities)
@@ -207,7 +211,7 @@ def _vosk() -> Facts:
     )
 
 
-def _whisper(files: Mapping[str, Path]) -> Facts:
+def _whisper(files: Mapping[str, Path], json_files: JsonFiles) -> Facts:
     with files["model.bin"].open("rb") as file:
         begin = file.read(64)
     # CTranslate2's own header: a version, then the length and the name of the model's specification.
@@ -217,7 +221,7 @@ def _whisper(files: Mapping[str, Path]) -> Facts:
         )
     if "tokenizer.json" not in files:
         raise UnsupportedFormat("the Whisper model has no tokenizer.json beside it")
-    ends = read_table(files, "config.json").get("suppress_ids_begin")
+    ends = json_files.table("config.json").get("suppress_ids_begin")
     is_multilingual = isinstance(ends, list) and _MULTILINGUAL_END in ends
     capabilities = [Capability.TRANSCRIPTION]
     if is_multilingual:

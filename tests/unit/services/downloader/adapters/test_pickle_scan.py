@@ -86,12 +86,12 @@ async def test_a_file_is_scanned_where_it_lies_in_a_process_of_its_own(tmp_path:
 async def test_a_file_that_its_scanner_cannot_take_is_told_and_breaks_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_inspector, "_MAX_SCAN_CPU_S", 2)
-    # Opcodes for more time than that.
+    monkeypatch.setattr(worker_inspector, "_MAX_SCAN_CPU_S", 1)
+    # Opcodes for more time, or more memory, than that.
     (tmp_path / "bomb.pkl").write_bytes(b"\x80\x04" + b"N0" * 40_000_000 + b"N.")
     found = await WorkerInspector().scan(LeftOut("bomb.pkl", tmp_path / "bomb.pkl"))
     assert (found.kind, found.severity) == (FindingKind.PICKLE, FindingSeverity.WARNING)
-    assert "cannot be scanned: its scanner died of it" in found.message
+    assert "cannot be scanned" in found.message
     assert scan_pickle("doubling.pkl", io.BytesIO(BOMB)).kind is FindingKind.PICKLE
 
 
@@ -111,7 +111,7 @@ def test_a_member_that_is_too_large_for_memory_is_not_read(tmp_path: Path) -> No
         zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_STORED) as archive,
         archive.open("m.pkl", "w") as member,
     ):
-        for _ in range(129):
+        for _ in range(65):
             member.write(bytes(1024 * 1024))
     assert report_archive(tmp_path / "m.zip") == ("", ["m.pkl"])
     assert read_member(tmp_path / "m.zip", "m.pkl") is None

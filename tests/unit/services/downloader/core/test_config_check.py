@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.downloader.core.config_check import check_config, check_embedding, configuration_findings
+from services.downloader.core.json_files import JsonFiles
 from services.downloader.core.models import FindingKind, FindingSeverity
 from services.kit.errors import UnsupportedFormat
 
@@ -33,10 +34,10 @@ LLAMA = {
 }
 
 
-def written(folder: Path, files: Mapping[str, object]) -> dict[str, Path]:
+def written(folder: Path, files: Mapping[str, object]) -> JsonFiles:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
-    return {name: folder / name for name in files}
+    return JsonFiles({name: folder / name for name in files})
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def written(folder: Path, files: Mapping[str, object]) -> dict[str, Path]:
     ],
 )
 def test_what_real_models_say_passes(tmp_path: Path, more: dict[str, object]) -> None:
-    check_config(written(tmp_path, {"config.json": LLAMA | more}))
+    check_config(written(tmp_path, {"config.json": LLAMA | more}).table("config.json"))
 
 
 @pytest.mark.parametrize(
@@ -85,17 +86,16 @@ def test_a_number_that_cannot_be_is_refused_by_its_name(
     tmp_path: Path, more: dict[str, object], name: str
 ) -> None:
     with pytest.raises(UnsupportedFormat, match=rf"config\.json: '.*{name}.*cannot be"):
-        check_config(written(tmp_path, {"config.json": LLAMA | more}))
+        check_config(written(tmp_path, {"config.json": LLAMA | more}).table("config.json"))
 
 
-def test_an_embedding_has_the_shape_that_the_configuration_says(tmp_path: Path) -> None:
-    files = written(tmp_path, {"config.json": LLAMA})
-    check_embedding(files, (49152, 576))
-    check_embedding(files, None)
+def test_an_embedding_has_the_shape_that_the_configuration_says() -> None:
+    check_embedding(LLAMA, (49152, 576))
+    check_embedding(LLAMA, None)
     with pytest.raises(UnsupportedFormat, match=r"vocab_size and hidden_size are 49152 and 576.*\[10, 576\]"):
-        check_embedding(files, (10, 576))
-    check_embedding(written(tmp_path, {"config.json": LLAMA | {"embedding_size": 128}}), (49152, 128))
-    check_embedding(written(tmp_path, {"config.json": {}}), (1, 1))
+        check_embedding(LLAMA, (10, 576))
+    check_embedding(LLAMA | {"embedding_size": 128}, (49152, 128))
+    check_embedding({}, (1, 1))
 
 
 def test_code_of_a_models_own_is_told_wherever_it_is_named(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_whatever_a_configuration_holds_is_told_or_refused_in_one_line(
     found = []
     try:
         found = configuration_findings(files)
-        check_config(files)
+        check_config(files.table("config.json"))
     except UnsupportedFormat as error:
         refusal = error.message
     assert refusal.isprintable()

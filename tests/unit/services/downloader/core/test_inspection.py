@@ -154,7 +154,7 @@ def test_a_chat_template_with_a_fault_is_told_with_its_file(tmp_path: Path) -> N
     plain = {"config.json": QWEN, "model.safetensors": WEIGHTS}
     in_config = plain | {"tokenizer_config.json": {"chat_template": "{{ x }}"}}
     beside = in_config | {"chat_template.jinja": b"{{ x }}"}
-    too_long = plain | {"chat_template.jinja": b"x" * 1_100_000}
+    too_long = plain | {"chat_template.jinja": b"x" * 300_000}
     for files, path, message in (
         ({"m.gguf": gguf_bytes()}, "m.gguf", "wrong"),
         (in_config, "tokenizer_config.json", "wrong"),

@@ -102,7 +102,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A served name, for example smollm2-135m-instruct.")],
     as_json: console.Json = False,
 ) -> None:
-    """Show one model: what it is, where it came from, and its files."""
+    """Show one model: what it is, where it came from, its files, and what was noticed about them."""
 
     async def work(client: Client) -> None:
         found = await client.registry.ResolveModel(registry_pb2.ResolveModelRequest(reference=name))
@@ -142,8 +142,18 @@ def show(
             ([file.path, console.size_text(file.size_bytes), file.digest[:19], made] for made, file in kept),
             empty="it has no files",
         )
+        if version.findings:
+            console.print_table(("NOTICED", "SEVERITY", "FILE", "WHAT"), finding_rows(version), empty="")
 
     console.run(ctx, work)
+
+
+def finding_rows(version: registry_pb2.Version) -> list[list[str]]:
+    """What was noticed about a version's files, what matters most first."""
+    return [
+        [console.enum_text(each, "kind"), console.enum_text(each, "severity"), each.path, each.message]
+        for each in sorted(version.findings, key=lambda finding: -finding.severity)
+    ]
 
 
 def perplexity_text(perplexity: registry_pb2.Perplexity) -> str:

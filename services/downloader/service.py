@@ -23,6 +23,7 @@ from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.adapters.sql_store import SqlStore
 from services.downloader.adapters.vosk_source import VoskSource
 from services.downloader.adapters.worker_inspector import WorkerInspector
+from services.downloader.core.admission import Admission, Policy
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.cleanup import VersionCleaner
@@ -33,6 +34,7 @@ from services.downloader.core.ports import Source
 from services.downloader.core.pull import Puller
 from services.downloader.core.required import Requirements
 from services.downloader.core.space import SpaceLimits
+from services.downloader.core.trust import TrustedSources
 from services.downloader.core.update import UpdateVerdict
 from services.downloader.core.update_check import UpdateChecker
 from services.downloader.core.validation import Validator
@@ -83,7 +85,7 @@ class DownloaderService:
         lares = LaresSource(limits)
         self._remote = (pypi, hf, ollama, vosk, https, lares)
         registry = RegistryClient(host.channel("registry"))
-        catalog = Catalog.parse(CATALOG.read_text("utf-8"))
+        catalog = Catalog.parse(CATALOG.read_text("utf-8"), TrustedSources(settings.trusted_sources))
         space = SpaceLimits(settings.max_store_bytes, settings.min_free_bytes)
         blobs = Blobs(self._store, self._records, limits=space)
         sources: dict[str, Source] = {
@@ -96,7 +98,9 @@ class DownloaderService:
             "lares": lares,
             "file": FileSource(),
         }
-        puller = Puller(sources, blobs, inspector, registry)
+        keys = tuple(Path(key).expanduser() for key in settings.trusted_keys)
+        policy = Policy(settings.licenses, keys, settings.require_signature)
+        puller = Puller(sources, blobs, Admission(inspector, policy), registry)
         self._jobs = DownloadJobs(
             puller,
             catalog,

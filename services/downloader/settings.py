@@ -1,10 +1,12 @@
 """Settings of the downloader: LARES_DOWNLOADER_*, or [downloader] in the settings file."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from services.downloader.core.trust import TrustedSources
+from services.kit.errors import InvalidArgument
 from services.kit.settings import ServiceSettings, Texts
 
 
@@ -110,9 +112,42 @@ class DownloaderSettings(ServiceSettings):
         description="Overwrite what is deleted with zeros first. No promise on flash disks, on file systems that copy "
         "on write, nor for snapshots and backups.",
     )
+    trusted_sources: Texts = Field(
+        default=(),
+        description="Patterns of references that may be pulled, such as hf:meta-llama/*, with commas between them. "
+        "Short names always may; empty: everything.",
+    )
+    licenses: Texts = Field(
+        default=(),
+        description="Licences under which a model may be pulled, such as Apache-2.0, with commas between them; empty: "
+        "any, and none.",
+    )
+    trusted_keys: Texts = Field(
+        default=(),
+        description="Files with public keys or certificates (PEM) of those who sign models, with commas between them; "
+        "what they signed is checked.",
+    )
+    require_signature: bool = Field(
+        default=False, description="Refuse a model that is not signed with one of the trusted keys."
+    )
     collect_interval_s: float = Field(
         default=3600.0,
         ge=0,
         le=31_536_000,
         description="Seconds between two collections of what no model refers to; 0 only when asked.",
     )
+
+    @field_validator("trusted_sources")
+    @classmethod
+    def _parse(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            TrustedSources(patterns)
+        except InvalidArgument as error:
+            raise ValueError(error.message) from error
+        return patterns
+
+    @model_validator(mode="after")
+    def _have_keys(self) -> Self:
+        if self.require_signature and not self.trusted_keys:
+            raise ValueError("require_signature without trusted_keys would refuse every model")
+        return self

@@ -16,6 +16,9 @@ from services.registry.core.models import (
     Capability,
     Event,
     File,
+    Finding,
+    FindingKind,
+    FindingSeverity,
     Format,
     Model,
     ModelFilter,
@@ -100,6 +103,7 @@ def version_to_proto(version: Version) -> pb.Version:
         create_time=time_to_proto(version.create_time),
         update_time=time_to_proto(version.update_time),
         etag=version.etag,
+        findings=[_finding_to_proto(finding) for finding in version.findings],
     )
 
 
@@ -116,9 +120,31 @@ def version_from_proto(message: pb.Version, model_id: str, version_id: str) -> V
         quantization=message.quantization,
         files=files_from_proto(message.files),
         base_version_id=_sibling(message.base_version, model_id, "version.base_version"),
+        findings=tuple(
+            _finding_from_proto(each, f"version.findings[{index}]")
+            for index, each in enumerate(message.findings)
+        ),
         labels=dict(message.labels),
         state_reason=message.state_reason,
         etag=message.etag,
+    )
+
+
+def _finding_to_proto(finding: Finding) -> pb.Finding:
+    return pb.Finding(
+        kind=pb.FindingKind.ValueType(finding.kind),
+        severity=pb.FindingSeverity.ValueType(finding.severity),
+        path=finding.path,
+        message=finding.message,
+    )
+
+
+def _finding_from_proto(message: pb.Finding, field: str) -> Finding:
+    return Finding(
+        _enum(FindingKind, message.kind, f"{field}.kind"),
+        _enum(FindingSeverity, message.severity, f"{field}.severity"),
+        message.path,
+        message.message,
     )
 
 

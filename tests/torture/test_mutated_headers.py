@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from services.downloader.adapters.inspect_worker import Inspect
-from services.downloader.adapters.worker_inspector import SPEC, WorkerInspector
+from services.downloader.adapters.worker_inspector import WorkerInspector, spec
 from services.downloader.core.models import Format
 from services.kit.errors import UnsupportedFormat, WorkerLost
 from services.kit.worker import Worker
@@ -149,7 +149,7 @@ def cases(choose: random.Random) -> Iterator[dict[str, bytes]]:
 
 async def read_by_one_worker(files: Iterator[dict[str, bytes]], folder: Path) -> int:
     """Ask one worker about all of them. Returns how many of them it took for models."""
-    worker = await Worker.start(SPEC)
+    worker = await Worker.start(spec())
     process = psutil.Process(worker.pid)
     num_models = 0
     try:
@@ -158,7 +158,7 @@ async def read_by_one_worker(files: Iterator[dict[str, bytes]], folder: Path) ->
             for name, content in model.items():
                 (folder / name).write_bytes(content)
             try:
-                async with worker.call(Inspect({name: str(folder / name) for name in model})) as call:
+                async with worker.call(Inspect({name: str(folder / name) for name in model}, [])) as call:
                     await anext(call)
                     num_models += 1
             except UnsupportedFormat:
@@ -207,4 +207,4 @@ async def test_a_worker_that_dies_of_a_file_takes_nothing_with_it(tmp_path: Path
     opened.close()
     with pytest.raises(WorkerLost):
         await asking
-    assert (await inspector.inspect({"m.gguf": whole})).format is Format.GGUF
+    assert (await inspector.inspect({"m.gguf": whole})).facts.format is Format.GGUF

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from services.downloader.adapters.local_files import copy_file, path_of_url
+from services.downloader.core.licenses import MAX_TEXT_BYTES, is_license, license_of_text
+from services.downloader.core.models import LeftOut
 from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_path
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
-from services.downloader.core.selection import model_files
+from services.downloader.core.selection import left_out, model_files
 from services.kit.errors import InvalidReference, PermissionDenied, SourceNotFound, UnsupportedFormat
 
 _MAX_FILES: Final = 10_000
@@ -36,7 +38,14 @@ class FileSource:
             for name, local in sorted(found.items())
             if name in wanted
         )
-        return Resolved(source=f"file:{path}", revision="", version_id=None, files=files)
+        return Resolved(
+            source=f"file:{path}",
+            revision="",
+            version_id=None,
+            files=files,
+            license=await asyncio.to_thread(_license, found),
+            left_out=tuple(LeftOut(name, found[name]) for name in left_out(list(found))),
+        )
 
     async def latest(self, request: PullRequest) -> None:
         """None: its owner puts another file there, and says so by a pull."""
@@ -51,6 +60,14 @@ class FileSource:
     ) -> Sequence[LocalFile]:
         """They are what they are."""
         return [LocalFile(path, local) for path, local in fetched.items()]
+
+
+def _license(files: Mapping[str, Path]) -> str:
+    """As the folder states it: beside a GGUF file the text of a licence is not kept."""
+    for name in sorted(filter(is_license, files)):
+        with files[name].open("rb") as file:
+            return license_of_text(file.read(MAX_TEXT_BYTES))
+    return ""
 
 
 def _list(path: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 
@@ -17,10 +17,11 @@ from services.downloader.adapters.http_client import MAX_DOCUMENT_BYTES, HttpCli
 from services.downloader.adapters.http_fetch import fetch
 from services.downloader.adapters.http_small import fetch_small, git_id_of
 from services.downloader.core.ids import as_id
+from services.downloader.core.models import LeftOut
 from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_paths
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
-from services.downloader.core.selection import hub_files
+from services.downloader.core.selection import hub_files, left_out
 from services.downloader.core.urls import follow, origin_of
 from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound, SourceUnavailable, Unpinned
 from services.kit.names import ModelRef
@@ -96,13 +97,13 @@ class HfSource:
         names = chosen_files(list(siblings), request.options, lambda paths: hub_files(paths, ref.tag))
         check_paths(names)
         short = commit[:_COMMIT_CHARS]
-        card = info.card_data
         return Resolved(
             source=str(replace(ref, revision=commit)),
             revision=commit,
             version_id=as_id(f"{ref.tag}-{short}" if ref.tag else short),
             files=tuple(self._remote_file(ref, commit, siblings[name]) for name in names),
-            license=str(card.license or "") if card is not None else "",
+            license=_license(info),
+            left_out=tuple(LeftOut(name) for name in left_out(list(siblings))),
         )
 
     def _http(self) -> HttpClient:
@@ -169,6 +170,16 @@ class HfSource:
             verify=self._limits.tls(),
             timeout=self._limits.stall_timeout_s,
         )
+
+
+def _license(info: "ModelInfo") -> str:
+    """As the card says it: by one name or several, or by one that the hub's list lacks."""
+    # Written by whoever published the model: the library's types are a hope.
+    card: Any = info.card_data
+    stated = None if card is None else card.license
+    if stated == "other":
+        stated = card.license_name or stated
+    return " AND ".join(map(str, stated)) if isinstance(stated, list) else str(stated or "")
 
 
 class _CappedStream(httpx2.SyncByteStream):

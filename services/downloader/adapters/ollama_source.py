@@ -8,12 +8,12 @@ from typing import Final
 from services.downloader.adapters.http_client import HttpLimits
 from services.downloader.adapters.oci_repository import OciRepository
 from services.downloader.core.ids import as_id
+from services.downloader.core.licenses import license_of_text
 from services.downloader.core.oci_manifest import (
     ACCEPT,
     LICENSE,
     Layer,
     digest_of,
-    license_of,
     parse_manifest,
 )
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
@@ -108,5 +108,5 @@ async def _license(repository: OciRepository, layers: Sequence[Layer]) -> str:
             text = (await repository.get_document(repository.blob_url(layer.digest))).body
             if digest_of(text) != layer.digest:
                 raise DigestMismatch("the licence is not the one that the manifest names; nothing was pulled")
-            return license_of(text)
+            return license_of_text(text)
     return ""

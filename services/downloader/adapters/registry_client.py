@@ -9,14 +9,15 @@ from lares.registry.v1 import registry_pb2 as pb
 from lares.registry.v1 import registry_pb2_grpc as rpc
 from services.downloader.core.models import (
     Facts,
+    Finding,
     Format,
     KnownModel,
+    ListedVersion,
     ModelKind,
     ModelRecord,
     StoredFile,
     VersionRecord,
 )
-from services.downloader.core.ports import ListedVersion
 from services.kit.channels import translate_errors
 from services.kit.errors import (
     LaresError,
@@ -176,6 +177,7 @@ class RegistryClient:
                 format=pb.Format.ValueType(version.facts.format),
                 quantization=version.facts.quantization,
                 files=_files_to_proto(version.files),
+                findings=[_finding_to_proto(finding) for finding in version.findings],
             ),
             request_id=request_id,
         )
@@ -193,7 +195,8 @@ class RegistryClient:
         """
         name = version_name(version.model_id, version.version_id)
         recorded = await self._version(name)
-        if set(_files_from_proto(recorded.files)) != set(version.files):
+        # A later release may take more out of the same source, such as a signature; what was recorded stays.
+        if not set(_files_from_proto(recorded.files)) <= set(version.files):
             raise VersionExists(
                 f"{name} is recorded with other files than its source has now; delete it first, if that is meant"
             )
@@ -230,6 +233,15 @@ def _listed_version_from_proto(version: pb.Version) -> ListedVersion:
         labels=dict(version.labels),
         create_time=version.create_time.ToDatetime(UTC),
         etag=version.etag,
+    )
+
+
+def _finding_to_proto(finding: Finding) -> pb.Finding:
+    return pb.Finding(
+        kind=pb.FindingKind.ValueType(finding.kind),
+        severity=pb.FindingSeverity.ValueType(finding.severity),
+        path=finding.path,
+        message=finding.message,
     )
 
 

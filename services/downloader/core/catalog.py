@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from services.downloader.core.ids import as_id
 from services.downloader.core.models import Capability, ModelKind
+from services.downloader.core.trust import TrustedSources
 from services.kit.errors import FieldViolation, InvalidReference, SourceNotFound
 from services.kit.names import ModelRef, parse_id
 
@@ -59,26 +60,32 @@ class Plan:
 
 
 class Catalog:
-    """All entries, in the order of their names."""
+    """All entries, in the order of their names. trusted: what else may be pulled."""
 
-    def __init__(self, entries: Iterable[CatalogEntry]) -> None:
+    def __init__(self, entries: Iterable[CatalogEntry], trusted: TrustedSources | None = None) -> None:
+        self._trusted = trusted or TrustedSources()
         self._entries = {entry.model_id: entry for entry in sorted(entries, key=lambda each: each.model_id)}
 
     @classmethod
-    def parse(cls, text: str) -> "Catalog":
+    def parse(cls, text: str, trusted: TrustedSources | None = None) -> "Catalog":
         """From TOML: one table a model. It is ours, so a mistake in it is a bug: KeyError, ValueError."""
-        return cls(_entry(model_id, table) for model_id, table in tomllib.loads(text).items())
+        entries = (_entry(model_id, table) for model_id, table in tomllib.loads(text).items())
+        return cls(entries, trusted)
 
     def page(self, *, after_id: str, limit: int) -> Sequence[CatalogEntry]:
         """Entries in the order of their names, from the first after `after_id`."""
         return [entry for model_id, entry in self._entries.items() if model_id > after_id][:limit]
 
     def plan(self, source: str, *, model_id: str = "") -> Plan:
-        """What to pull for a source, and what it is to be called. Raises InvalidReference, SourceNotFound."""
+        """What to pull for a source, and what it is to be called.
+
+        Asked again before a download goes on. Raises InvalidReference, SourceNotFound, PermissionDenied.
+        """
         ref = ModelRef.parse(source, field="source")
         if model_id:
             parse_id(model_id, field="model_id")
         if ref.served is None:
+            self._trusted.check(ref)
             return Plan(str(ref), (ref,), model_id or _model_id_of(ref), None)
         entry = self._entries.get(ref.served.model_id)
         if entry is None or ref.served.version_id is not None:

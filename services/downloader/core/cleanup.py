@@ -8,7 +8,8 @@ from typing import Final
 
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.garbage import GarbageCollector
-from services.downloader.core.ports import ListedVersion, ModelRegistry
+from services.downloader.core.models import ListedVersion
+from services.downloader.core.ports import ModelRegistry
 from services.kit.errors import EtagMismatch, FieldViolation, ModelInUse, ModelNotFound, NotFound
 from services.kit.names import model_name, parse_model_name, parse_version_name
 

@@ -1,19 +1,34 @@
 """What a folder of files is: told by names, then by headers. It runs in a worker, for nothing in it is trusted."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from services.downloader.core.config_check import (
+    check_config,
+    check_embedding,
+    configuration_findings,
+)
 from services.downloader.core.gguf_header import GgufHeader, read_gguf_header
-from services.downloader.core.models import Capability, Facts, Format, ModelKind
+from services.downloader.core.json_files import JsonFiles
+from services.downloader.core.licenses import MAX_TEXT_BYTES, canonical, is_license, license_of_text
+from services.downloader.core.models import (
+    Capability,
+    Facts,
+    Finding,
+    FindingKind,
+    FindingSeverity,
+    Format,
+    Inspection,
+    ModelKind,
+)
 from services.downloader.core.safetensors_header import read_safetensors_header
 from services.downloader.core.selection import quantization_of
 from services.kit.errors import UnsupportedFormat
 
-# Parsed, it takes forty times as much memory at worst.
-_MAX_JSON_BYTES: Final = 8 * 1024 * 1024
+# The longest known have 30,000.
+_MAX_TEMPLATE_CHARS: Final = 256 * 1024
 _MAX_NAME_CHARS: Final = 128
 _MAX_CONTEXT: Final = 2**31
 
@@ -44,40 +59,79 @@ _ENCODERS: Final = ("BertModel", "XLMRobertaModel", "RobertaModel", "MPNetModel"
 _MULTILINGUAL_END: Final = 50257
 
 
-def inspect(files: Mapping[str, Path]) -> Facts:
+TemplateFault = Callable[[str], str]
+"""What is wrong with a chat template; empty if nothing is."""
+
+
+def inspect(files: Mapping[str, Path], template_fault: TemplateFault) -> Inspection:
     """What the files are. files: path in the model -> where it lies. Raises UnsupportedFormat."""
     ggufs = sorted(path for path in files if path.lower().endswith(".gguf"))
+    headers = {path: read_gguf_header(files[path]) for path in ggufs}
+    json_files = JsonFiles(files)
+    facts = _gguf(headers) if headers else _facts(files, json_files)
+    if not facts.license:
+        facts = replace(facts, license=_license(files))
+    findings = configuration_findings(json_files) if facts.format is Format.SAFETENSORS else []
+    for path, template in _templates(files, json_files, headers):
+        too_long = len(template) > _MAX_TEMPLATE_CHARS
+        if fault := "it is too long for one" if too_long else template_fault(template):
+            message = f"the chat template cannot be used: {fault}"
+            findings.append(Finding.of(FindingKind.CHAT_TEMPLATE, FindingSeverity.WARNING, path, message))
+    return Inspection(facts, tuple(findings))
+
+
+def _license(files: Mapping[str, Path]) -> str:
+    for path in sorted(filter(is_license, files)):
+        with files[path].open("rb") as file:
+            return license_of_text(file.read(MAX_TEXT_BYTES))
+    return ""
+
+
+def _templates(
+    files: Mapping[str, Path], json_files: JsonFiles, headers: Mapping[str, GgufHeader]
+) -> Iterator[tuple[str, str]]:
+    """(file, template), of those by which a chat is written without being asked for another."""
+    for path, header in headers.items():
+        if template := header.text("tokenizer.chat_template"):
+            yield path, template
+    if "chat_template.jinja" in files:
+        with files["chat_template.jinja"].open("rb") as file:
+            yield "chat_template.jinja", file.read(_MAX_TEMPLATE_CHARS + 1).decode("utf-8", "replace")
+    elif isinstance(named := json_files.table("tokenizer_config.json").get("chat_template"), str):
+        yield "tokenizer_config.json", named
+
+
+def _facts(files: Mapping[str, Path], json_files: JsonFiles) -> Facts:
     tensors = sorted(path for path in files if path.endswith(".safetensors"))
-    if ggufs:
-        return _gguf(files, ggufs)
     if "am/final.mdl" in files and any(path.startswith("graph/") for path in files):
         return _vosk()
     if "model.bin" in files and any(path.startswith("vocabulary.") for path in files):
-        return _whisper(files)
+        return _whisper(files, json_files)
     if "adapter_config.json" in files:
         raise UnsupportedFormat("this is a LoRA adapter, which needs its base model; pull the model itself")
     if tensors and "config.json" in files:
-        return _safetensors(files, tensors)
+        return _safetensors(files, json_files, tensors)
     raise UnsupportedFormat(
         "these files are no model that Lares loads: a GGUF file, safetensors with config.json, a Whisper model of"
         " CTranslate2 (model.bin, config.json, vocabulary, tokenizer.json) or a Vosk folder (am, conf, graph)"
     )
 
 
-def _gguf(files: Mapping[str, Path], ggufs: list[str]) -> Facts:
-    headers = [read_gguf_header(files[path]) for path in ggufs]
-    first = headers[0]
+def _gguf(headers: Mapping[str, GgufHeader]) -> Facts:
+    """headers: by path, the first part of a model that is split first."""
+    path, first = next(iter(headers.items()))
     short = _shown(first.text("general.architecture"))
     if not short:
-        raise UnsupportedFormat(f"{ggufs[0]} does not say its architecture, so it is no model")
+        raise UnsupportedFormat(f"{path} does not say its architecture, so it is no model")
     architecture = _GGUF_CLASSES.get(short, short)
     facts = Facts(
         kind=ModelKind.TEXT_GENERATION,
         format=Format.GGUF,
         architecture=architecture,
-        num_parameters=sum(header.num_parameters for header in headers),
+        num_parameters=sum(header.num_parameters for header in headers.values()),
         context_length=_context(first.number(f"{short}.context_length")),
-        quantization=_gguf_quantization(first, ggufs[0]),
+        quantization=_gguf_quantization(first, path),
+        license=canonical(_gguf_license(first)),
     )
     if f"{short}.pooling_type" in first.values or "Bert" in architecture:
         return replace(facts, kind=ModelKind.EMBEDDING, capabilities=(Capability.EMBEDDING,))
@@ -85,14 +139,21 @@ def _gguf(files: Mapping[str, Path], ggufs: list[str]) -> Facts:
     return replace(facts, capabilities=_of_generator(architecture, has_template=has_template))
 
 
+def _gguf_license(header: GgufHeader) -> str:
+    stated = header.text("general.license")
+    return header.text("general.license.name") or stated if stated == "other" else stated
+
+
 def _gguf_quantization(header: GgufHeader, name: str) -> str:
     number = header.number("general.file_type")
     return _GGUF_FILE_TYPES.get(-1 if number is None else number) or quantization_of(name)
 
 
-def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
-    config = _json(files, "config.json")
+def _safetensors(files: Mapping[str, Path], json_files: JsonFiles, tensors: list[str]) -> Facts:
+    config = json_files.table("config.json")
+    check_config(config)
     headers = [read_safetensors_header(files[path]) for path in tensors]
+    check_embedding(config, next((each.embedding for each in headers if each.embedding), None))
     names = config.get("architectures")
     architecture = _shown(str(names[0])) if isinstance(names, list) and names else ""
     facts = Facts(
@@ -108,7 +169,7 @@ def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
             raise UnsupportedFormat(f"the model tells {num_labels} labels apart; a reranker has one")
         return replace(facts, kind=ModelKind.RERANKING, capabilities=(Capability.RERANKING,))
     if "modules.json" in files or architecture.endswith(_ENCODERS):
-        own_length = _context(_json(files, "sentence_bert_config.json").get("max_seq_length"))
+        own_length = _context(json_files.table("sentence_bert_config.json").get("max_seq_length"))
         return replace(
             facts,
             kind=ModelKind.EMBEDDING,
@@ -117,7 +178,7 @@ def _safetensors(files: Mapping[str, Path], tensors: list[str]) -> Facts:
         )
     if architecture.endswith(_GENERATORS):
         has_template = "chat_template.jinja" in files or bool(
-            _json(files, "tokenizer_config.json").get("chat_template")
+            json_files.table("tokenizer_config.json").get("chat_template")
         )
         capabilities = _of_generator(architecture, has_template=has_template)
         return replace(facts, kind=ModelKind.TEXT_GENERATION, capabilities=capabilities)
@@ -150,7 +211,7 @@ def _vosk() -> Facts:
     )
 
 
-def _whisper(files: Mapping[str, Path]) -> Facts:
+def _whisper(files: Mapping[str, Path], json_files: JsonFiles) -> Facts:
     with files["model.bin"].open("rb") as file:
         begin = file.read(64)
     # CTranslate2's own header: a version, then the length and the name of the model's specification.
@@ -160,7 +221,7 @@ def _whisper(files: Mapping[str, Path]) -> Facts:
         )
     if "tokenizer.json" not in files:
         raise UnsupportedFormat("the Whisper model has no tokenizer.json beside it")
-    ends = _json(files, "config.json").get("suppress_ids_begin")
+    ends = json_files.table("config.json").get("suppress_ids_begin")
     is_multilingual = isinstance(ends, list) and _MULTILINGUAL_END in ends
     capabilities = [Capability.TRANSCRIPTION]
     if is_multilingual:
@@ -171,22 +232,6 @@ def _whisper(files: Mapping[str, Path]) -> Facts:
         capabilities=tuple(capabilities),
         architecture="WhisperForConditionalGeneration",
     )
-
-
-def _json(files: Mapping[str, Path], name: str) -> dict[str, Any]:
-    """A table in a JSON file; empty if there is no such file."""
-    path = files.get(name)
-    if path is None:
-        return {}
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise UnsupportedFormat(f"{name} is too long to be configuration")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedFormat(f"{name} is no JSON that can be read") from error
-    if not isinstance(value, dict):
-        raise UnsupportedFormat(f"{name} is no table of settings")
-    return value
 
 
 def _shown(name: str) -> str:

@@ -7,7 +7,6 @@ it is parsed before it is used (Ollama CVE-2024-37032).
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,8 +46,6 @@ _LEFT_OUT: Final = ("projector", "draft", "embed")
 _MAX_LAYERS: Final = 64
 _MAX_TEXT_BYTES: Final = 4 * 1024 * 1024
 _MAX_MODEL_BYTES: Final = 4 * 1024**4
-_MAX_LICENSE_CHARS: Final = 120
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +79,6 @@ def parse_manifest(body: bytes) -> tuple[Layer, ...]:
         raise UnsupportedFormat(f"the manifest has no list of at most {_MAX_LAYERS} layers")
     found = [layer for entry in layers if (layer := _layer(entry)) is not None]
     return tuple(sorted(_numbered(found), key=lambda layer: layer.path != MODEL))
-
-
-def license_of(text: bytes) -> str:
-    """What a licence calls itself: its first line with something on it, cut where it is long."""
-    for line in text.decode("utf-8", "replace").splitlines():
-        if words := _CONTROL.sub(" ", line).split():
-            return " ".join(words)[:_MAX_LICENSE_CHARS]
-    return ""
 
 
 def _table(body: bytes) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -20,8 +19,11 @@ from services.downloader.core.catalog import Layout
 from services.downloader.core.download import DEFAULT_OPTIONS, Download, DownloadState, PullOptions
 from services.downloader.core.models import (
     About,
-    Facts,
+    Finding,
+    Inspection,
     KnownModel,
+    LeftOut,
+    ListedVersion,
     ModelRecord,
     StoredFile,
     VersionRecord,
@@ -212,7 +214,7 @@ class Resolved:
     """What a source has to offer, pinned. source: the reference with its revision.
 
     version_id: None if only the bytes can tell it. license: as the source states it, or empty. about: where the source
-    knows more than that.
+    knows more than that. left_out: what lies there and is not fetched, because it may run code when it is loaded.
     """
 
     source: str
@@ -221,6 +223,7 @@ class Resolved:
     files: tuple[RemoteFile, ...]
     license: str = ""
     about: About | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,38 +304,20 @@ class Unpacker(Protocol):
 class Inspector(Protocol):
     """Finds out what files are, without trusting them."""
 
-    async def inspect(self, files: Mapping[str, Path]) -> Facts:
-        """files: path in the model -> where it lies. Raises UnsupportedFormat, WorkerLost."""
+    async def inspect(self, files: Mapping[str, Path], archives: Sequence[Path] = ()) -> Inspection:
+        """files: path in the model -> where it lies. archives: zips that they came in.
 
+        Raises UnsupportedFormat, DigestMismatch, WorkerLost.
+        """
 
-@dataclass(frozen=True, slots=True)
-class ListedVersion:
-    """A version as the registry lists it. name: its resource name. artifacts: their files, by id."""
+    async def scan(self, left_out: LeftOut) -> Finding:
+        """What it would do if it were loaded. left_out: one that is here. Never raises for what is in it."""
 
-    name: str
-    source: str
-    is_adapter: bool
-    base: str
-    files: tuple[StoredFile, ...]
-    artifacts: Mapping[str, tuple[StoredFile, ...]]
-    is_quarantined: bool
-    state_reason: str
-    labels: Mapping[str, str]
-    create_time: datetime
-    etag: str
+    async def verify(self, signature: Path, keys: Sequence[Path], digests: Mapping[str, str]) -> Finding:
+        """Whether somebody trusted signed these files. keys: files; digests: sha256 in hex, by path in the model.
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files; a blob that several of them are is counted once."""
-        return sum({file.digest: file.size_bytes for file in self.all_files}.values())
-
-    @property
-    def all_files(self) -> Iterator[StoredFile]:
-        """Its own and those of its artifacts, whose paths then begin with the artifact's id."""
-        yield from self.files
-        for artifact_id, files in self.artifacts.items():
-            for file in files:
-                yield replace(file, path=f"{artifact_id}/{file.path}")
+        Raises DigestMismatch, FailedPrecondition for a key that cannot be used, WorkerLost.
+        """
 
 
 class ModelRegistry(Protocol):

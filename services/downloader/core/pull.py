@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
+from services.downloader.core.admission import Admission, most_important
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import CatalogEntry, Plan, unpinned
 from services.downloader.core.download import Download, DownloadPhase
 from services.downloader.core.fetching import Fetched, Fetching
 from services.downloader.core.models import (
-    Facts,
+    Finding,
+    Inspection,
     ModelRecord,
     StoredFile,
     VersionRecord,
@@ -27,7 +29,6 @@ from services.downloader.core.options import narrowed
 from services.downloader.core.ports import (
     Arrival,
     Blob,
-    Inspector,
     LocalFile,
     ModelRegistry,
     PullRequest,
@@ -35,6 +36,7 @@ from services.downloader.core.ports import (
     Resolved,
     Source,
 )
+from services.downloader.core.selection import SIGNATURE
 from services.downloader.core.space import Claim
 from services.downloader.core.transfers import Transfers
 from services.kit.errors import (
@@ -74,7 +76,7 @@ class Puller:
 
     sources: Mapping[str, Source]
     blobs: Blobs
-    inspector: Inspector
+    admission: Admission
     registry: ModelRegistry
     transfers: Transfers = field(default_factory=Transfers)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -98,6 +100,8 @@ class Puller:
             # By a run of this very download, perhaps, that was killed before it let go.
             await self.blobs.let_go(download.id)
             return version_name(plan.model_id, resolved.version_id)
+        stated_license = _stated_license(plan, resolved)
+        self.admission.check_offer(resolved, stated_license)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)
         await claim.expect(await self.missing_bytes(resolved.files))
@@ -107,18 +111,21 @@ class Puller:
         report.enter(DownloadPhase.UNPACKING)
         folder = await asyncio.to_thread(_empty_folder, self.blobs.store.ingest(download.id))
         locals_ = list(await source.unpack(request, fetched.paths, folder))
-        facts = await self.inspector.inspect({file.path: file.local for file in locals_})
+        told = await self.admission.inspect(locals_, resolved, fetched.paths, stated_license)
+        brought = {file.path for file in locals_}
         if plan.entry is not None and plan.entry.generation:
             locals_ += await asyncio.to_thread(_recommendation, plan.entry, locals_, folder)
         # Not the archives that they came from: those go before anybody else could want the room.
         claim.unpacked(await asyncio.to_thread(_size_to_store, locals_, fetched))
         report.enter(DownloadPhase.VERIFYING)
         files = await self._store(locals_, fetched, download.id)
+        signed = await self._check_signature([file for file in files if file.path in brought])
         report.enter(DownloadPhase.COMMITTING)
         # Once more: of a large model the first file may have been stored long ago.
         await self.blobs.keep([Blob(file.digest, file.size_bytes) for file in files], keeper=download.id)
         version_id = resolved.version_id or manifest_digest(files)[:_MANIFEST_CHARS]
-        await self._record(download, plan, resolved, version_id, facts, files)
+        told = replace(told, findings=most_important([*told.findings, *signed]))
+        await self._record(download, plan, resolved, version_id, told, files)
         await self.blobs.let_go(download.id)
         return version_name(plan.model_id, version_id)
 
@@ -177,18 +184,25 @@ class Puller:
             StoredFile(file.path, stored[file.local].size_bytes, stored[file.local].digest) for file in files
         ]
 
+    async def _check_signature(self, files: Sequence[StoredFile]) -> list[Finding]:
+        """files: as they came, without any that was made here."""
+        digest = next((file.digest for file in files if file.path == SIGNATURE), None)
+        signature = None if digest is None else self.blobs.store.blob_path(digest)
+        return await self.admission.check_signature(files, signature)
+
     async def _record(
         self,
         download: Download,
         plan: Plan,
         resolved: Resolved,
         version_id: str,
-        facts: Facts,
+        told: Inspection,
         files: Sequence[StoredFile],
     ) -> None:
         # Again, because somebody else may have taken the name while this was on its way.
         await self._check_origin(plan)
         about = plan.entry or resolved.about
+        facts = told.facts
         if about is not None:
             facts = replace(
                 facts,
@@ -201,11 +215,17 @@ class Puller:
             source=resolved.source,
             facts=facts,
             description=about.description if about else "",
-            license=about.license if about else resolved.license,
+            license=facts.license,
             languages=about.languages if about else (),
         )
         version = VersionRecord(
-            plan.model_id, version_id, resolved.revision, resolved.source, facts, tuple(files)
+            plan.model_id,
+            version_id,
+            resolved.revision,
+            resolved.source,
+            facts,
+            tuple(files),
+            told.findings,
         )
         await self._asking(lambda: self.registry.record(model, version, request_id=download.id))
 
@@ -217,6 +237,12 @@ class Puller:
             except Unavailable:
                 await self.sleep(min(_MAX_WAIT_S, 0.25 * 2.0**attempt))
         return await ask()
+
+
+def _stated_license(plan: Plan, resolved: Resolved) -> str:
+    """What is known of the licence before anything is fetched; empty if nothing is."""
+    about = plan.entry or resolved.about
+    return (about.license if about else "") or resolved.license
 
 
 def _size_to_store(files: Sequence[LocalFile], fetched: Fetched) -> int:

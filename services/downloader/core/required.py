@@ -7,8 +7,9 @@ from enum import IntEnum
 from services.downloader.core.catalog import Catalog, Plan, unpinned
 from services.downloader.core.download import DownloadState
 from services.downloader.core.jobs import MAX_QUEUED, DownloadJobs
+from services.downloader.core.models import ListedVersion
 from services.downloader.core.options import is_narrowed_id
-from services.downloader.core.ports import ListedVersion, ModelRegistry
+from services.downloader.core.ports import ModelRegistry
 from services.kit.errors import InvalidArgument, LaresError
 from services.kit.names import parse_version_name
 

@@ -18,14 +18,25 @@ _MAX_HEADER_BYTES: Final = 8 * 1024 * 1024
 _MAX_DIMENSIONS: Final = 16
 _MAX_PARAMETERS: Final = 2**48
 _DTYPE: Final = re.compile(r"[A-Z0-9_]{1,16}")
+_FLOATS: Final = ("F16", "BF16", "F32", "F64")
+_EMBEDDINGS: Final = (
+    "model.embed_tokens.weight",
+    "embeddings.word_embeddings.weight",
+    "bert.embeddings.word_embeddings.weight",
+    "roberta.embeddings.word_embeddings.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """dtype: of most elements, as the format names it, for example `BF16`."""
+    """dtype: of most elements, as the format names it, for example `BF16`.
+
+    embedding: shape of the table of tokens, if it is here under one of its usual names and in floats.
+    """
 
     num_parameters: int
     dtype: str
+    embedding: tuple[int, ...] | None = None
 
 
 def read_safetensors_header(path: Path) -> SafetensorsHeader:
@@ -47,6 +58,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
 
 def _summary(header: dict[str, Any], num_data_bytes: int) -> SafetensorsHeader:
     num_elements: Counter[str] = Counter()
+    embedding: tuple[int, ...] | None = None
     for name, tensor in header.items():
         if name == "__metadata__":
             continue
@@ -57,12 +69,14 @@ def _summary(header: dict[str, Any], num_data_bytes: int) -> SafetensorsHeader:
                 if not _DTYPE.fullmatch(dtype):
                     raise _damaged("a tensor has a type that makes no sense")
                 num_elements[dtype] += _elements(shape)
+                if name in _EMBEDDINGS and dtype in _FLOATS:
+                    embedding = tuple(shape)
             case _:
                 raise _damaged("a tensor is not described as it should be")
     if num_elements.total() > _MAX_PARAMETERS:
         raise _damaged("its tensors are larger than any model")
     most = num_elements.most_common(1)
-    return SafetensorsHeader(num_elements.total(), most[0][0] if most else "")
+    return SafetensorsHeader(num_elements.total(), most[0][0] if most else "", embedding)
 
 
 def _elements(shape: list[Any]) -> int:

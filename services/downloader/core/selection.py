@@ -26,6 +26,9 @@ PICKLES: Final = (
 )
 """Names of files that run code, or may, when they are loaded."""
 
+SIGNATURE: Final = "model.sig"
+"""What https://github.com/sigstore/model-transparency writes beside a model."""
+
 _NOT_OF_A_MODEL: Final = (
     ".py",
     ".pyc",
@@ -82,17 +85,23 @@ def pieces_of(archives: Sequence[Sequence[str]], folder: str) -> list[Piece]:
 def storable_files(paths: Iterable[str]) -> list[str]:
     """Of any files, those that the store takes: no code, and nothing that runs code when it is loaded."""
     kept = [path for path in paths if not path.lower().endswith(_NOT_OF_A_MODEL)]
-    is_ctranslate2 = any(PurePosixPath(path).name.startswith("vocabulary.") for path in kept)
-    return [path for path in kept if not _is_pickle(path) or (is_ctranslate2 and path == "model.bin")]
+    pickles = set(left_out(kept))
+    return [path for path in kept if not _is_pickle(path) or (path == "model.bin" and path not in pickles)]
 
 
 def model_files(paths: Iterable[str]) -> list[str]:
-    """Of the files in a model's folder, those that are loaded. A GGUF file needs no other."""
+    """Of the files in a model's folder, those that are loaded, and their signature. A GGUF file needs no other."""
     kept = storable_files(paths)
     ggufs = [path for path in kept if path.lower().endswith(".gguf")]
     if ggufs:
-        return ggufs
+        return [*ggufs, *(path for path in kept if path == SIGNATURE)]
     return kept if _weights(kept) else []
+
+
+def left_out(paths: Sequence[str]) -> list[str]:
+    """Of the files in a place, those that may run code when they are loaded, and that are therefore no model's."""
+    folders = {str(PurePosixPath(path).parent) for path in paths if _is_vocabulary(path)}
+    return sorted(path for path in paths if _is_pickle(path) and not _is_ctranslate2(path, folders))
 
 
 def hub_files(paths: Sequence[str], tag: str | None) -> list[str]:
@@ -100,6 +109,10 @@ def hub_files(paths: Sequence[str], tag: str | None) -> list[str]:
 
     Raises UnsupportedFormat.
     """
+    return [*_loaded_files(paths, tag), *(path for path in paths if path == SIGNATURE)]
+
+
+def _loaded_files(paths: Sequence[str], tag: str | None) -> list[str]:
     ggufs = [path for path in paths if path.lower().endswith(".gguf") and "mmproj" not in path.lower()]
     plain = [path for path in paths if path.endswith(_HUB_FILES) and _is_loaded(path)]
     tensors = [path for path in plain if path.endswith(".safetensors")]
@@ -222,6 +235,16 @@ def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
 
 def _number(part: tuple[int | None, Piece]) -> int:
     return part[0] or 0
+
+
+def _is_vocabulary(path: str) -> bool:
+    return PurePosixPath(path).name.startswith("vocabulary.")
+
+
+def _is_ctranslate2(path: str, folders: set[str]) -> bool:
+    """Weights of CTranslate2, which are called as pickles are. folders: those with a vocabulary."""
+    pure = PurePosixPath(path)
+    return pure.name == "model.bin" and str(pure.parent) in folders
 
 
 def _is_pickle(path: str) -> bool:

@@ -15,8 +15,9 @@ from services.downloader.core.catalog import Catalog
 from services.downloader.core.download import DownloadState
 from services.downloader.core.findings import Event, Progress, ValidatedVersion, VersionVerdict
 from services.downloader.core.jobs import DownloadJobs
+from services.downloader.core.models import ListedVersion
 from services.downloader.core.options import narrowing_of
-from services.downloader.core.ports import Blob, ListedVersion, ModelRegistry
+from services.downloader.core.ports import Blob, ModelRegistry
 from services.downloader.core.validation_run import Pace, ValidationRun, blob_of
 from services.kit.errors import FailedPrecondition, LaresError, ModelNotFound, VersionNotFound
 from services.kit.names import parse_model_name, parse_version_name

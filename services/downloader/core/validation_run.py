@@ -16,8 +16,8 @@ from services.downloader.core.findings import (
     ValidatedVersion,
     VersionVerdict,
 )
-from services.downloader.core.models import StoredFile
-from services.downloader.core.ports import Blob, ListedVersion, ModelRegistry
+from services.downloader.core.models import ListedVersion, StoredFile
+from services.downloader.core.ports import Blob, ModelRegistry
 from services.kit.errors import BlobNotFound, CorruptBlob, EtagMismatch, NotFound
 
 _PROGRESS_BYTES: Final = 16 * 1024 * 1024

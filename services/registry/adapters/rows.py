@@ -8,7 +8,18 @@ from typing import Any
 import msgspec
 from sqlalchemy import RowMapping
 
-from services.registry.core.models import Artifact, Capability, Event, File, Model, Perplexity, Version
+from services.registry.core.models import (
+    Artifact,
+    Capability,
+    Event,
+    File,
+    Finding,
+    FindingKind,
+    FindingSeverity,
+    Model,
+    Perplexity,
+    Version,
+)
 
 Row = dict[str, Any]
 
@@ -34,7 +45,11 @@ def version_to_row(version: Version) -> Row:
     """The row of `versions`; files and artifacts have their own."""
     row = _fields(version, without=("files", "artifacts"))
     num_files = len(version.files) + sum(len(artifact.files) for artifact in version.artifacts)
-    return row | {"labels": dict(version.labels), "num_files": num_files}
+    return row | {
+        "findings": [_finding_to_row(finding) for finding in version.findings],
+        "labels": dict(version.labels),
+        "num_files": num_files,
+    }
 
 
 def version_from_row(
@@ -42,7 +57,18 @@ def version_from_row(
 ) -> Version:
     """The other way."""
     values = {name: value for name, value in row.items() if name != "num_files"}
+    values["findings"] = tuple(_finding_from_row(finding) for finding in values["findings"])
     return Version(**values, files=tuple(files), artifacts=tuple(artifacts))
+
+
+def _finding_to_row(finding: Finding) -> Row:
+    """Enums by name, as in the columns of the tables."""
+    return asdict(finding) | {"kind": finding.kind.name, "severity": finding.severity.name}
+
+
+def _finding_from_row(row: Row) -> Finding:
+    kind, severity = FindingKind[row["kind"]], FindingSeverity[row["severity"]]
+    return Finding(kind, severity, row["path"], row["message"])
 
 
 def artifact_to_row(version: Version, artifact: Artifact) -> Row:

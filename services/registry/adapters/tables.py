@@ -109,6 +109,7 @@ versions = Table(
     Column("format", Named(Format), nullable=False),
     Column("quantization", Text, nullable=False),
     Column("base_version_id", Id, nullable=False),
+    Column("findings", JSON, nullable=False, server_default="[]"),
     Column("labels", JSON, nullable=False),
     Column("num_files", Integer, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),

@@ -84,6 +84,39 @@ class ModelChange(IntEnum):
     DELETED = 3
 
 
+class FindingKind(IntEnum):
+    """What a finding is about."""
+
+    UNSPECIFIED = 0
+    SKIPPED = 1
+    PICKLE = 2
+    REMOTE_CODE = 3
+    UNKNOWN_SETTING = 4
+    CHAT_TEMPLATE = 5
+    MISSING_LICENSE = 6
+    SIGNED = 7
+    UNSIGNED = 8
+
+
+class FindingSeverity(IntEnum):
+    """How much a finding matters."""
+
+    UNSPECIFIED = 0
+    INFO = 1
+    WARNING = 2
+    DANGER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to know about a version's files. path: at the source; empty for what is about all of them."""
+
+    kind: FindingKind
+    severity: FindingSeverity
+    path: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """One file of a version. path: relative, with `/`; digest: `sha256:<hex>`, its name in the blob store."""
@@ -140,6 +173,7 @@ class Version:
     files: tuple[File, ...] = ()
     base_version_id: str = ""
     artifacts: tuple[Artifact, ...] = ()
+    findings: tuple[Finding, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     state_reason: str = ""
     # Of files and artifacts, a digest counted once.

@@ -13,6 +13,9 @@ from services.kit.names import ModelRef, parse_digest, parse_id
 from services.registry.core.models import (
     Artifact,
     File,
+    Finding,
+    FindingKind,
+    FindingSeverity,
     Format,
     Model,
     ModelFilter,
@@ -25,6 +28,7 @@ from services.registry.core.models import (
 
 MAX_FILES: Final = 100_000
 MAX_ARTIFACTS: Final = 32
+MAX_FINDINGS: Final = 100
 MAX_LABELS: Final = 64
 MAX_LABEL_CHARS: Final = 63
 MAX_ALIASES: Final = 32
@@ -127,12 +131,22 @@ def check_version(version: Version, *, field: str = "version") -> Version:
         _check_text(getattr(version, name), f"{field}.{name}")
     _check_text(version.source, f"{field}.source", max_chars=MAX_TEXT_CHARS)
     check_files(version.files, field=f"{field}.files")
+    _check_findings(version.findings, field=f"{field}.findings")
     return replace(
         version,
         state=VersionState.AVAILABLE,
         size_bytes=size_of(version.files),
         labels=check_labels(version.labels, field=f"{field}.labels"),
     )
+
+
+def _check_findings(findings: Sequence[Finding], *, field: str) -> None:
+    _check_at_most(len(findings), MAX_FINDINGS, field)
+    for index, finding in enumerate(findings):
+        if FindingKind.UNSPECIFIED is finding.kind or FindingSeverity.UNSPECIFIED is finding.severity:
+            raise InvalidArgument.at(f"{field}[{index}]", "must have a kind and a severity")
+        _check_text(finding.path, f"{field}[{index}].path", max_chars=MAX_PATH_CHARS)
+        _check_text(finding.message, f"{field}[{index}].message")
 
 
 def check_version_update(version: Version, *, field: str = "version") -> Version:
@@ -276,7 +290,13 @@ def check_request_id(request_id: str) -> None:
 
 
 def fingerprint(asked: Model | Version) -> str:
-    """What tells one request from another: a digest of all that it asks for."""
+    """What tells one request from another: a digest of all that it asks for.
+
+    What was noticed of the files is no part of it: a pull that was killed, and goes on under other settings, may notice
+    something else about the same files.
+    """
+    if isinstance(asked, Version):
+        asked = replace(asked, findings=())
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 

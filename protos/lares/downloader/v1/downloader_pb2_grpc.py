@@ -158,7 +158,9 @@ class DownloaderServiceServicer:
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
         already on its way to the same model with the same patterns, that download is returned; paused, it goes on, and its priority becomes
         the higher one. A download that does not fit the store's limit fails with
-        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
+        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known. A source that the
+        operator does not trust is refused with PERMISSION_DENIED; a licence that is not allowed fails the download with it, and a
+        signature that is wrong, or is missing where one is required, with DIGEST_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class DownloaderServiceStub:
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
     already on its way to the same model with the same patterns, that download is returned; paused, it goes on, and its priority becomes
     the higher one. A download that does not fit the store's limit fails with
-    STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
+    STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known. A source that the
+    operator does not trust is refused with PERMISSION_DENIED; a licence that is not allowed fails the download with it, and a
+    signature that is wrong, or is missing where one is required, with DIGEST_MISMATCH.
     """
     GetDownload: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]
     """Returns one download."""
@@ -112,7 +114,9 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
     already on its way to the same model with the same patterns, that download is returned; paused, it goes on, and its priority becomes
     the higher one. A download that does not fit the store's limit fails with
-    STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
+    STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known. A source that the
+    operator does not trust is refused with PERMISSION_DENIED; a licence that is not allowed fails the download with it, and a
+    signature that is wrong, or is missing where one is required, with DIGEST_MISMATCH.
     """
     GetDownload: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetDownloadRequest, _downloader_pb2.GetDownloadResponse]  # type: ignore[assignment]
     """Returns one download."""
@@ -185,7 +189,9 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts a download and returns at once. It goes on without its caller, and over a restart of the service. If the same source is
         already on its way to the same model with the same patterns, that download is returned; paused, it goes on, and its priority becomes
         the higher one. A download that does not fit the store's limit fails with
-        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known.
+        STORE_FULL, one that does not fit the disk with DISK_FULL: before its first byte where its size is known. A source that the
+        operator does not trust is refused with PERMISSION_DENIED; a licence that is not allowed fails the download with it, and a
+        signature that is wrong, or is missing where one is required, with DIGEST_MISMATCH.
         """
 
     @_abc_1.abstractmethod

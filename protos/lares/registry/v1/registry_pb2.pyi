@@ -145,6 +145,82 @@ MODEL_STATE_QUARANTINED: ModelState.ValueType  # 3
 """Its default version failed a check and is not served."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
+class _FindingKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_KIND_UNSPECIFIED: _FindingKind.ValueType  # 0
+    """Not said."""
+    FINDING_KIND_SKIPPED: _FindingKind.ValueType  # 1
+    """The source has a file that may run code when it is loaded; it was neither fetched nor read."""
+    FINDING_KIND_PICKLE: _FindingKind.ValueType  # 2
+    """Such a file lay beside the model and was scanned: what it would import. It is not kept, and never loaded."""
+    FINDING_KIND_REMOTE_CODE: _FindingKind.ValueType  # 3
+    """The configuration names code of the model's own, which is never run."""
+    FINDING_KIND_UNKNOWN_SETTING: _FindingKind.ValueType  # 4
+    """The configuration has settings that the check does not know."""
+    FINDING_KIND_CHAT_TEMPLATE: _FindingKind.ValueType  # 5
+    """The chat template does not compile, or uses what the sandbox forbids."""
+    FINDING_KIND_MISSING_LICENSE: _FindingKind.ValueType  # 6
+    """Neither the source nor the files say a licence."""
+    FINDING_KIND_SIGNED: _FindingKind.ValueType  # 7
+    """The files are signed by a key or certificate that the operator trusts."""
+    FINDING_KIND_UNSIGNED: _FindingKind.ValueType  # 8
+    """Nobody vouches for the files with a signature that could be checked."""
+
+class FindingKind(_FindingKind, metaclass=_FindingKindEnumTypeWrapper):
+    """What a finding is about."""
+
+FINDING_KIND_UNSPECIFIED: FindingKind.ValueType  # 0
+"""Not said."""
+FINDING_KIND_SKIPPED: FindingKind.ValueType  # 1
+"""The source has a file that may run code when it is loaded; it was neither fetched nor read."""
+FINDING_KIND_PICKLE: FindingKind.ValueType  # 2
+"""Such a file lay beside the model and was scanned: what it would import. It is not kept, and never loaded."""
+FINDING_KIND_REMOTE_CODE: FindingKind.ValueType  # 3
+"""The configuration names code of the model's own, which is never run."""
+FINDING_KIND_UNKNOWN_SETTING: FindingKind.ValueType  # 4
+"""The configuration has settings that the check does not know."""
+FINDING_KIND_CHAT_TEMPLATE: FindingKind.ValueType  # 5
+"""The chat template does not compile, or uses what the sandbox forbids."""
+FINDING_KIND_MISSING_LICENSE: FindingKind.ValueType  # 6
+"""Neither the source nor the files say a licence."""
+FINDING_KIND_SIGNED: FindingKind.ValueType  # 7
+"""The files are signed by a key or certificate that the operator trusts."""
+FINDING_KIND_UNSIGNED: FindingKind.ValueType  # 8
+"""Nobody vouches for the files with a signature that could be checked."""
+Global___FindingKind: _TypeAlias = FindingKind  # noqa: Y015
+
+class _FindingSeverity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingSeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingSeverity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_SEVERITY_UNSPECIFIED: _FindingSeverity.ValueType  # 0
+    """Not said."""
+    FINDING_SEVERITY_INFO: _FindingSeverity.ValueType  # 1
+    """Good to know."""
+    FINDING_SEVERITY_WARNING: _FindingSeverity.ValueType  # 2
+    """Something does not work, or is not as it should be."""
+    FINDING_SEVERITY_DANGER: _FindingSeverity.ValueType  # 3
+    """Somebody may mean harm."""
+
+class FindingSeverity(_FindingSeverity, metaclass=_FindingSeverityEnumTypeWrapper):
+    """How much a finding matters."""
+
+FINDING_SEVERITY_UNSPECIFIED: FindingSeverity.ValueType  # 0
+"""Not said."""
+FINDING_SEVERITY_INFO: FindingSeverity.ValueType  # 1
+"""Good to know."""
+FINDING_SEVERITY_WARNING: FindingSeverity.ValueType  # 2
+"""Something does not work, or is not as it should be."""
+FINDING_SEVERITY_DANGER: FindingSeverity.ValueType  # 3
+"""Somebody may mean harm."""
+Global___FindingSeverity: _TypeAlias = FindingSeverity  # noqa: Y015
+
 class _VersionKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -433,6 +509,7 @@ class Version(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `models/{model}/versions/{version}`. An adapter is served as `{model}:{version}`."""
     kind: Global___VersionKind.ValueType
@@ -475,6 +552,12 @@ class Version(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed. Output only."""
 
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """What was noticed about the files when they were brought in; none of it kept them from being recorded. At most 100.
+        Set once.
+        """
+
     def __init__(
         self,
         *,
@@ -494,14 +577,49 @@ class Version(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "base_version", b"base_version", "create_time", b"create_time", "etag", b"etag", "files", b"files", "format", b"format", "kind", b"kind", "labels", b"labels", "name", b"name", "quantization", b"quantization", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "state_reason", b"state_reason", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "base_version", b"base_version", "create_time", b"create_time", "etag", b"etag", "files", b"files", "findings", b"findings", "format", b"format", "kind", b"kind", "labels", b"labels", "name", b"name", "quantization", b"quantization", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "state_reason", b"state_reason", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something to know about a version's files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___FindingKind.ValueType
+    """What it is about."""
+    severity: Global___FindingSeverity.ValueType
+    """How much it matters."""
+    path: _builtins.str
+    """The file, by its path at the source; it need not be one of the version's. Empty for what is about all of them."""
+    message: _builtins.str
+    """For people: one line of at most 256 characters."""
+    def __init__(
+        self,
+        *,
+        kind: Global___FindingKind.ValueType = ...,
+        severity: Global___FindingSeverity.ValueType = ...,
+        path: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "path", b"path", "severity", b"severity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
 
 @_typing.final
 class File(_message.Message):

@@ -9,8 +9,14 @@ from pathlib import Path
 
 from services.downloader.core.models import (
     Facts,
+    Finding,
+    FindingKind,
+    FindingSeverity,
     Format,
+    Inspection,
     KnownModel,
+    LeftOut,
+    ListedVersion,
     ModelKind,
     ModelRecord,
     StoredFile,
@@ -18,7 +24,6 @@ from services.downloader.core.models import (
 )
 from services.downloader.core.options import chosen_files
 from services.downloader.core.ports import (
-    ListedVersion,
     LocalFile,
     OnBytes,
     PullRequest,
@@ -208,5 +213,11 @@ class Repository:
 class TrustingInspector:
     """`Inspector` that takes everything for a GGUF."""
 
-    async def inspect(self, files: Mapping[str, Path]) -> Facts:
-        return Facts(ModelKind.TEXT_GENERATION, Format.GGUF)
+    async def inspect(self, files: Mapping[str, Path], archives: Sequence[Path] = ()) -> Inspection:
+        return Inspection(Facts(ModelKind.TEXT_GENERATION, Format.GGUF))
+
+    async def scan(self, left_out: LeftOut) -> Finding:
+        return Finding.of(FindingKind.SKIPPED, FindingSeverity.INFO, left_out.path, "left out")
+
+    async def verify(self, signature: Path, keys: Sequence[Path], digests: Mapping[str, str]) -> Finding:
+        return Finding.of(FindingKind.SIGNED, FindingSeverity.INFO, "model.sig", "signed")

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from services.downloader.core.admission import Admission, Policy
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.cleanup import VersionCleaner
@@ -51,7 +52,7 @@ class House:
         self.puller = Puller(
             {"pypi": pulled_from or self.source, "hf": self.repository, "https": self.source},
             self.blobs,
-            TrustingInspector(),
+            Admission(TrustingInspector(), Policy()),
             self.registry,
         )
         self.catalog = Catalog.parse(catalog)

@@ -55,6 +55,8 @@ def gguf_bytes(
     *,
     architecture: str = "llama",
     template: str = "{{ messages }}",
+    license: str = "",
+    license_name: str = "",
     tensors: tuple[tuple[int, ...], ...] = ((4, 8),),
 ) -> bytes:
     """A GGUF file of version 3 with a header as real ones have, and no tensor data worth speaking of."""
@@ -65,6 +67,9 @@ def gguf_bytes(
         _key("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + _text("a") + _text("bc"),
         _key("tokenizer.ggml.scores") + struct.pack("<IIQff", 9, 6, 2, 0.0, 1.0),
     ]
+    if license:
+        values.append(_key("general.license") + _text_value(license))
+        values.append(_key("general.license.name") + _text_value(license_name))
     if template:
         values.append(_key("tokenizer.chat_template") + _text_value(template))
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values)) + b"".join(values)

@@ -42,6 +42,7 @@ class Hub:
         self.status = "200 OK"
         self.headers: dict[str, str] = {}
         self.padding = ""
+        self.card: dict[str, Any] = {"license": "apache-2.0"}
         self.sha = COMMIT
         self.server: Server
 
@@ -58,7 +59,7 @@ class Hub:
 
     def info(self) -> dict[str, Any]:
         siblings = [self.sibling(name, content) for name, content in self.files.items()]
-        card = {"license": "apache-2.0", "padding": self.padding}
+        card = {**self.card, "padding": self.padding}
         return {"id": "org/repo", "sha": self.sha, "siblings": siblings, "cardData": card, "tags": []}
 
     def sibling(self, name: str, content: bytes) -> dict[str, Any]:
@@ -101,6 +102,33 @@ async def test_a_repository_is_pinned_to_its_commit_and_pickles_are_left_out(
     assert by_path["model.safetensors"].sha256 == hashlib.sha256(b"weights").hexdigest()
     assert by_path["model.safetensors"].url.endswith(f"/org/repo/resolve/{COMMIT}/model.safetensors")
     assert hub.server.requests[0].headers["authorization"] == "Bearer hf_secret"
+
+
+async def test_what_is_left_out_is_named_and_a_signature_is_fetched(source: HfSource, hub: Hub) -> None:
+    hub.files |= {"model.sig": b"{}", "sub/optimizer.pt": b"x", "evil\n.pkl": b"x"}
+    resolved = await resolve(source)
+    assert "model.sig" in {file.path for file in resolved.files}
+    left_out = {left.path for left in resolved.left_out}
+    assert left_out >= {"sub/optimizer.pt", "evil\n.pkl"}
+    assert not left_out & {file.path for file in resolved.files}
+    assert all(left.local is None for left in resolved.left_out)
+
+
+@pytest.mark.parametrize(
+    ("card", "license_"),
+    [
+        ({"license": "mit"}, "mit"),
+        ({"license": ["mit", "cc-by-4.0"]}, "mit AND cc-by-4.0"),
+        ({"license": "other", "license_name": "llama3"}, "llama3"),
+        ({"license": "other"}, "other"),
+        ({}, ""),
+    ],
+)
+async def test_the_licence_is_that_of_the_card(
+    source: HfSource, hub: Hub, card: dict[str, Any], license_: str
+) -> None:
+    hub.card = card
+    assert (await resolve(source)).license == license_
 
 
 async def test_files_arrive_and_are_checked(source: HfSource, tmp_path: Path) -> None:

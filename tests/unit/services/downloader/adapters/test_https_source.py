@@ -66,7 +66,7 @@ async def test_a_zip_with_a_vosk_model_is_unpacked(tmp_path: Path) -> None:
     assert {file.path: file.local.read_text() for file in files} == {
         path: path for path in ("am/final.mdl", "conf/model.conf", "graph/Gr.fst")
     }
-    assert (await inspector.inspect({file.path: file.local for file in files})).format is Format.VOSK
+    assert (await inspector.inspect({file.path: file.local for file in files})).facts.format is Format.VOSK
 
 
 async def test_bytes_that_are_not_those_that_were_expected_are_dropped(tmp_path: Path) -> None:

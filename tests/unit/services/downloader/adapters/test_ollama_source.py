@@ -63,7 +63,7 @@ async def test_a_tag_is_pinned_to_the_digest_of_its_manifest(source: OllamaSourc
     resolved = await resolve(source, "ollama:tiny:1b")
     digest = digest_of(MANIFEST)
     assert resolved.source == f"ollama:tiny:1b@{digest}"
-    assert (resolved.revision, resolved.license) == (digest, "Apache License")
+    assert (resolved.revision, resolved.license) == (digest, "Apache-2.0")
     assert resolved.version_id == f"1b-{digest[7:19]}"
     assert [(file.path, file.size_bytes) for file in resolved.files] == [
         ("model.gguf", len(GGUF)),
@@ -177,7 +177,7 @@ async def test_a_token_is_fetched_from_the_registrys_own_host_and_shown_to_it(
     own: OwnRegistry, of_own: OllamaSource
 ) -> None:
     own.wants = "a token"
-    assert (await resolve(of_own, "ollama:tiny:1b")).license == "Apache License"
+    assert (await resolve(of_own, "ollama:tiny:1b")).license == "Apache-2.0"
     (asked,) = [request for request in own.server.requests if request.path.startswith("/token")]
     assert asked.path == "/token?x=1&service=reg%2Cistry&scope=repository%3Alibrary%2Ftiny%3Apull"
     assert "authorization" not in asked.headers

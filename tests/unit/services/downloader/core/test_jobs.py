@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.downloader.core.admission import Admission, Policy
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.download import Download, DownloadPhase, DownloadState
@@ -48,7 +49,11 @@ def jobs_of(
         await asyncio.sleep(0)
 
     puller = Puller(
-        {"pypi": source, "hf": source}, Blobs(store, records), TrustingInspector(), registry, sleep=at_once
+        {"pypi": source, "hf": source},
+        Blobs(store, records),
+        Admission(TrustingInspector(), Policy()),
+        registry,
+        sleep=at_once,
     )
     return DownloadJobs(puller, Catalog([]), records, max_concurrent=2)
 

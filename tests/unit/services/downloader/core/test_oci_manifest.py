@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.downloader.core.oci_manifest import Layer, digest_of, license_of, parse_manifest
+from services.downloader.core.oci_manifest import Layer, digest_of, parse_manifest
 from services.kit.errors import UnsupportedFormat
 from tests.docker_registry import manifest_of, ollama_layer
 
@@ -100,17 +100,3 @@ def test_a_digest_is_64_hex_digits_or_refused(digest: str) -> None:
     with pytest.raises(UnsupportedFormat) as caught:
         parse_manifest(with_layer(digest=digest))
     assert caught.value.message.isprintable()
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        (b"", ""),
-        (b"\n \n  MIT License\nCopyright", "MIT License"),
-        (b"Apache\x1b[31m \x00License\r\n", "Apache [31m License"),
-        (b"x" * 5000, "x" * 120),
-        (b"\xff\xfe\nGemma", "Gemma"),
-    ],
-)
-def test_a_licence_is_named_by_its_first_line(text: bytes, shown: str) -> None:
-    assert license_of(text) == shown

@@ -1,6 +1,13 @@
 import pytest
 
-from services.downloader.core.selection import Piece, hub_files, model_files, pieces_of, quantization_of
+from services.downloader.core.selection import (
+    Piece,
+    hub_files,
+    left_out,
+    model_files,
+    pieces_of,
+    quantization_of,
+)
 from services.kit.errors import UnsupportedFormat
 
 
@@ -106,4 +113,21 @@ def test_safetensors_of_a_hub_come_once_and_from_the_top() -> None:
         "model.safetensors",
         "1_Pooling/config.json",
         "tokenizer.model",
+    ]
+
+
+def test_a_signature_comes_along() -> None:
+    assert model_files(["m.gguf", "x.txt", "model.sig"]) == ["m.gguf", "model.sig"]
+    assert "model.sig" in model_files(["model.safetensors", "config.json", "model.sig"])
+    assert hub_files(["m.gguf", "model.sig", "sub/model.sig"], None) == ["m.gguf", "model.sig"]
+    assert hub_files(["model.safetensors", "model.sig"], None) == ["model.safetensors", "model.sig"]
+
+
+def test_what_may_run_code_is_left_out_by_name_but_for_the_weights_of_ctranslate2() -> None:
+    paths = ["a/m.PKL", "model.safetensors", "pytorch_model.bin", "w/model.bin", "w/vocabulary.txt", "x.npz"]
+    assert left_out(paths) == ["a/m.PKL", "pytorch_model.bin", "x.npz"]
+    assert left_out(["model.bin"]) == ["model.bin"]
+    assert model_files(["model.safetensors", "w/model.bin", "w/vocabulary.txt"]) == [
+        "model.safetensors",
+        "w/vocabulary.txt",
     ]

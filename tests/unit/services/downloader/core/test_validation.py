@@ -18,8 +18,7 @@ from services.downloader.core.findings import (
     ValidatedVersion,
     VersionVerdict,
 )
-from services.downloader.core.models import StoredFile
-from services.downloader.core.ports import ListedVersion
+from services.downloader.core.models import ListedVersion, StoredFile
 from services.downloader.core.validation import Validator
 from services.kit.errors import (
     BlobNotFound,

@@ -52,6 +52,19 @@ async def test_each_migration_goes_down_and_up_with_data_in_it(url: URL) -> None
     await fill(url)
 
 
+async def test_what_was_recorded_before_findings_were_stays_over_0003_up_and_down(url: URL) -> None:
+    await fill(url)
+    engine = make_engine(url)
+    downgrade(engine, MIGRATIONS, "0002")
+    upgrade(engine, MIGRATIONS)
+    engine.dispose()
+    store = SqlStore(url)
+    await store.open()
+    version = await Catalog(store, Wakeup()).get_version("m", "v")
+    await store.close()
+    assert (version.files, version.findings) == (VERSION.files, ())
+
+
 def test_the_migrations_make_the_tables_that_the_store_uses(url: URL) -> None:
     engine = make_engine(url)
     upgrade(engine, MIGRATIONS)

@@ -27,6 +27,9 @@ from services.registry.core.models import (
     Capability,
     Event,
     File,
+    Finding,
+    FindingKind,
+    FindingSeverity,
     Format,
     Model,
     ModelChange,
@@ -266,6 +269,8 @@ async def test_a_repeated_request_is_carried_out_once(catalog: Catalog) -> None:
     assert await catalog.create_model(MODEL, request_id="r1") == first
     version = await catalog.create_version(WEIGHTS, request_id="r2")
     assert await catalog.create_version(WEIGHTS, request_id="r2") == version
+    noticed = Finding(FindingKind.UNSIGNED, FindingSeverity.INFO, "", "nobody signed it")
+    assert await catalog.create_version(replace(WEIGHTS, findings=(noticed,)), request_id="r2") == version
     for again in (
         catalog.create_model(replace(MODEL, description="other"), request_id="r1"),
         catalog.create_version(replace(WEIGHTS, id="v2"), request_id="r2"),

@@ -13,6 +13,9 @@ from services.registry.core.models import (
     Artifact,
     Capability,
     File,
+    Finding,
+    FindingKind,
+    FindingSeverity,
     Format,
     Model,
     ModelFilter,
@@ -200,3 +203,26 @@ def test_a_source_may_be_asked_for_as(source: str, forms: tuple[str, ...]) -> No
 @given(st.text())
 def test_any_text_may_be_a_source_form_or_none(text: str) -> None:
     assert len(rules.source_forms(text)) <= 2
+
+
+FINDING = Finding(FindingKind.PICKLE, FindingSeverity.DANGER, "m.pkl", "it imports os.system")
+
+
+def test_findings_are_recorded_as_they_are() -> None:
+    assert rules.check_version(replace(VERSION, findings=(FINDING,))).findings == (FINDING,)
+
+
+@pytest.mark.parametrize(
+    "findings",
+    [
+        (replace(FINDING, kind=FindingKind.UNSPECIFIED),),
+        (replace(FINDING, severity=FindingSeverity.UNSPECIFIED),),
+        (replace(FINDING, message="\x1b[2J"),),
+        (replace(FINDING, message="m" * 257),),
+        (replace(FINDING, path="p\n"),),
+        (FINDING,) * 101,
+    ],
+)
+def test_findings_that_cannot_be_shown_are_refused(findings: tuple[Finding, ...]) -> None:
+    with pytest.raises(InvalidArgument, match="findings"):
+        rules.check_version(replace(VERSION, findings=findings))

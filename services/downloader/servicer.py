@@ -15,6 +15,7 @@ from services.downloader.core.cleanup import VersionCleaner
 from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
+from services.downloader.core.local_models import LocalModels
 from services.downloader.core.ports import ModelRegistry
 from services.downloader.core.usage import store_usage
 from services.downloader.core.validation import Validator
@@ -44,6 +45,7 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         cleaner: VersionCleaner,
         validator: Validator,
         registry: ModelRegistry,
+        local_models: LocalModels,
     ) -> None:
         self._host = host
         self._jobs = jobs
@@ -54,6 +56,7 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         self._cleaner = cleaner
         self._validator = validator
         self._registry = registry
+        self._local_models = local_models
 
     async def CreateDownload(
         self, request: pb.CreateDownloadRequest, context: Context
@@ -215,6 +218,14 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
             self._blobs, self._registry, num_models=request.num_models or DEFAULT_MODELS_LISTED
         )
         return convert.usage_to_proto(usage)
+
+    async def FindLocalModels(
+        self, request: pb.FindLocalModelsRequest, context: Context
+    ) -> AsyncIterator[pb.FindLocalModelsResponse]:
+        """Tell what other programs have here."""
+        async with aclosing(self._local_models.find(request.folders)) as models:
+            async for model in models:
+                yield pb.FindLocalModelsResponse(model=convert.local_model_to_proto(model))
 
 
 async def _chunks(requests: AsyncIterator[pb.WriteBlobRequest]) -> AsyncIterator[bytes]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from services.downloader.adapters.local_files import copy_file, path_of_url
+from services.downloader.adapters.local_files import copy_file, path_of_url, plain_file
+from services.downloader.adapters.takeover import LocalSide, local_root
 from services.downloader.core.paths import check_path
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.selection import model_files
@@ -20,25 +21,15 @@ class FileSource:
 
     async def resolve(self, request: PullRequest) -> Resolved:
         """List the model's files. Its version is told by their bytes."""
-        ref = request.refs[0]
-        path = Path(ref.name)
-        if not path.is_absolute():
-            raise InvalidReference(f"'{ref}' must have an absolute path, such as file:/models/x.gguf")
-        found = await asyncio.to_thread(_list, path)
-        wanted = set(model_files(found))
-        if not wanted:
-            raise UnsupportedFormat(
-                f"{path} holds no weights that Lares loads: GGUF, safetensors, CTranslate2 Whisper or Vosk"
-            )
+        path = _path(request)
         files = tuple(
             RemoteFile(name, local.as_uri(), size_bytes=local.stat().st_size)
-            for name, local in sorted(found.items())
-            if name in wanted
+            for name, local in await asyncio.to_thread(_chosen, request, path)
         )
         return Resolved(source=f"file:{path}", revision="", version_id=None, files=files)
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
-        """Copy a file."""
+        """Copy a file: its owner may change it."""
         return await copy_file(path_of_url(file.url), target, on_bytes)
 
     async def unpack(
@@ -46,6 +37,36 @@ class FileSource:
     ) -> Sequence[LocalFile]:
         """They are what they are."""
         return [LocalFile(path, local) for path, local in fetched.items()]
+
+
+class FileImport(LocalSide):
+    """`file:` taken over: see `Source`. PullOptions.local_folder: the folder that the file or folder lies in, or is."""
+
+    def _resolve(self, request: PullRequest) -> Resolved:
+        root, path = local_root(request), _path(request)
+        files = tuple(
+            self._remote_file(request, name, plain_file(root, local))
+            for name, local in _chosen(request, path)
+        )
+        return Resolved(source=f"file:{path}", revision="", version_id=None, files=files)
+
+
+def _path(request: PullRequest) -> Path:
+    path = Path(request.refs[0].name)
+    if not path.is_absolute():
+        raise InvalidReference(f"'{request.refs[0]}' must have an absolute path, such as file:/models/x.gguf")
+    return path
+
+
+def _chosen(request: PullRequest, path: Path) -> list[tuple[str, Path]]:
+    """(path in the model, where it lies), in order."""
+    found = _list(path)
+    wanted = set(model_files(found))
+    if not wanted:
+        raise UnsupportedFormat(
+            f"{path} holds no weights that Lares loads: GGUF, safetensors, CTranslate2 Whisper or Vosk"
+        )
+    return sorted((name, local) for name, local in found.items() if name in wanted)
 
 
 def _list(path: Path) -> dict[str, Path]:
@@ -64,24 +85,9 @@ def _list(path: Path) -> dict[str, Path]:
         for entry in sorted(root.rglob("*")):
             if entry.is_dir() and not entry.is_symlink():
                 continue
-            found[check_path(entry.relative_to(root).as_posix())] = _inside(root, entry)
+            found[check_path(entry.relative_to(root).as_posix())] = plain_file(root, entry)
             if len(found) > _MAX_FILES:
                 raise UnsupportedFormat(f"{path} holds more than {_MAX_FILES} files, so it is no model")
     except PermissionError as error:
         raise PermissionDenied(f"{error.filename} may not be read by this service") from error
     return found
-
-
-def _inside(root: Path, entry: Path) -> Path:
-    try:
-        target = entry.resolve(strict=True)
-        is_file = stat.S_ISREG(target.stat().st_mode)
-    except (OSError, RuntimeError) as error:
-        raise UnsupportedFormat(f"{entry} is a link that leads nowhere") from error
-    if not target.is_relative_to(root):
-        raise UnsupportedFormat(
-            f"{entry} is a link out of its folder; copy what it points to into the folder"
-        )
-    if not is_file:
-        raise UnsupportedFormat(f"{entry} is no plain file")
-    return target

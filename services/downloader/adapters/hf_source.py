@@ -26,8 +26,8 @@ from services.kit.names import ModelRef
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _COMMIT_CHARS: Final = 12
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 class HfSource:
@@ -44,10 +44,10 @@ class HfSource:
         ref = request.refs[0]
         info = await asyncio.to_thread(self._model_info, ref)
         commit = info.sha or ""
-        if not _COMMIT.fullmatch(commit):
+        if not COMMIT.fullmatch(commit):
             raise SourceUnavailable(f"the hub does not say which commit {ref} is")
         pinned = ModelRef("hf", ref.name, tag=ref.tag, revision=commit)
-        if not _COMMIT.fullmatch(ref.revision or ""):
+        if not COMMIT.fullmatch(ref.revision or ""):
             raise Unpinned(
                 f"'{ref}' names no commit, so what it is may change; pull {pinned}, which it is now",
                 metadata={"source": str(pinned)},
@@ -57,12 +57,11 @@ class HfSource:
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         names = hub_files(list(siblings), ref.tag)
         check_paths(names)
-        short = commit[:_COMMIT_CHARS]
         card = info.card_data
         return Resolved(
             source=str(pinned),
             revision=commit,
-            version_id=as_id(f"{ref.tag}-{short}" if ref.tag else short),
+            version_id=version_id_of(ref, commit),
             files=tuple(self._remote_file(ref, commit, siblings[name]) for name in names),
             license=str(card.license or "") if card is not None else "",
         )
@@ -149,6 +148,12 @@ class HfSource:
             verify=self._limits.tls(),
             timeout=self._limits.stall_timeout_s,
         )
+
+
+def version_id_of(ref: ModelRef, commit: str) -> str:
+    """Id of the version that a reference is at a commit."""
+    short = commit[:_COMMIT_CHARS]
+    return as_id(f"{ref.tag}-{short}" if ref.tag else short)
 
 
 class _CappedStream(httpx2.SyncByteStream):

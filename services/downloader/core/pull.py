@@ -17,7 +17,7 @@ from typing import Final, Protocol, TypeVar
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import CatalogEntry, Plan
 from services.downloader.core.concurrency import each
-from services.downloader.core.download import Download, DownloadPhase
+from services.downloader.core.download import Download, DownloadPhase, PullOptions
 from services.downloader.core.models import (
     Facts,
     ModelRecord,
@@ -39,6 +39,7 @@ from services.downloader.core.space import Claim
 from services.kit.errors import (
     BlobNotFound,
     CorruptBlob,
+    InvalidArgument,
     InvalidReference,
     ModelExists,
     Unavailable,
@@ -82,13 +83,14 @@ class _Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Puller:
-    """What every pull needs. sources: by provider. sleep: for tests."""
+    """What every pull needs. sources: by provider. sleep: for tests. local_sources: for what is on this machine."""
 
     sources: Mapping[str, Source]
     blobs: Blobs
     inspector: Inspector
     registry: ModelRegistry
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    local_sources: Mapping[str, Source] = field(default_factory=dict)
 
     async def pull(self, download: Download, plan: Plan, report: Reporter) -> str:
         """Bring a model in. Returns its version's name. Raises any LaresError of its ports, StoreFull, DiskFull."""
@@ -96,7 +98,7 @@ class Puller:
             return await self._pull(download, plan, report, claim)
 
     async def _pull(self, download: Download, plan: Plan, report: Reporter, claim: Claim) -> str:
-        source = self._source(plan)
+        source = self._source(plan, download.options)
         request = PullRequest(plan.refs, plan.layout, download.options)
         report.enter(DownloadPhase.RESOLVING)
         await self._check_origin(plan)
@@ -106,7 +108,9 @@ class Puller:
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)
-        await claim.expect(await self._size_to_fetch(resolved.files))
+        shared = [file for file in resolved.files if file.is_shared]
+        copied = [file for file in resolved.files if not file.is_shared]
+        await claim.expect(await self._size_to_fetch(copied), shared_bytes=await self._size_to_fetch(shared))
         fetched = await self._fetch(source, resolved, download.id, report, claim)
         report.enter(DownloadPhase.UNPACKING)
         folder = await asyncio.to_thread(_empty_folder, self.blobs.store.ingest(download.id))
@@ -126,8 +130,14 @@ class Puller:
         await self.blobs.let_go(download.id)
         return version_name(plan.model_id, version_id)
 
-    def _source(self, plan: Plan) -> Source:
+    def _source(self, plan: Plan, options: PullOptions) -> Source:
         provider = plan.refs[0].provider
+        if options.local_folder:
+            if provider not in self.local_sources:
+                raise InvalidArgument.at(
+                    "options.local_folder", f"must be empty: {provider}: is not taken from a folder"
+                )
+            return self.local_sources[provider]
         if provider not in self.sources:
             raise Unsupported(
                 f"{provider}: is not a source that this release pulls from; it has {', '.join(self.sources)}"
@@ -180,9 +190,10 @@ class Puller:
 
         def arrived(index: int, num_bytes: int, size_bytes: int | None) -> None:
             nonlocal total_bytes
-            total_bytes += num_bytes - arrivals.get(index, 0)
-            arrivals[index] = num_bytes
-            claim.arrived(total_bytes)
+            if not resolved.files[index].is_shared:
+                total_bytes += num_bytes - arrivals.get(index, 0)
+                arrivals[index] = num_bytes
+                claim.arrived(total_bytes)
             report.arrived(index, num_bytes, size_bytes)
 
         async def bring(index: int) -> None:

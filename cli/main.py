@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import chat, console, memory, models, scoring, serving, speech, store, system, training
+from cli import chat, console, importing, memory, models, scoring, serving, speech, store, system, training
 
 GLOBAL_OPTIONS = ("--home", "--http", "--grpc", "--log-level")
 
@@ -56,6 +56,7 @@ def options(
 
 serving.register(app)
 models.register(app)
+importing.register(app)
 store.register(app)
 chat.register(app)
 scoring.register(app)

@@ -74,10 +74,21 @@ def pull(
 
 
 async def pull_model(
-    client: Client, source: str, name: str = "", *, quiet: bool = False
+    client: Client,
+    source: str,
+    name: str = "",
+    *,
+    options: downloader_pb2.PullOptions | None = None,
+    again: str = "",
+    quiet: bool = False,
 ) -> downloader_pb2.Download:
-    """Download a model with a progress bar, and return the download that succeeded. Cancelled meanwhile, it pauses."""
-    download = (await client.downloader.CreateDownload(_create_download(source, name))).download
+    """Download a model with a progress bar, and return the download that succeeded. Cancelled meanwhile, it pauses.
+
+    again: the command that goes on with it, if it is not `lares pull`.
+    """
+    again = again or f"lares pull {source}"
+    request = downloader_pb2.CreateDownloadRequest(source=source, model_id=name, options=options)
+    download = (await client.downloader.CreateDownload(request)).download
     watch = client.downloader.WatchDownload(downloader_pb2.WatchDownloadRequest(name=download.name))
     try:
         with console.transfer_progress(
@@ -97,7 +108,7 @@ async def pull_model(
             Exception
         ):  # Ctrl-C: whether or not the pause arrives, nothing of the download is lost.
             await client.downloader.PauseDownload(downloader_pb2.PauseDownloadRequest(name=download.name))
-            console.err.print(f"paused; `lares pull {source}` goes on from here")
+            console.err.print(f"paused; `{again}` goes on from here", markup=False)
         raise
     finally:
         watch.cancel()
@@ -105,14 +116,8 @@ async def pull_model(
         raise (error_class(download.failure.reason) or LaresError)(download.failure.message)
     if download.state != downloader_pb2.DOWNLOAD_STATE_SUCCEEDED:
         state = console.enum_text(download, "state")
-        raise LaresError(
-            f"the download is {state}: somebody else stopped it; `lares pull {source}` goes on with it"
-        )
+        raise LaresError(f"the download is {state}: somebody else stopped it; `{again}` goes on with it")
     return download
-
-
-def _create_download(source: str, name: str) -> downloader_pb2.CreateDownloadRequest:
-    return downloader_pb2.CreateDownloadRequest(source=source, model_id=name)
 
 
 def list_(

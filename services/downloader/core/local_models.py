@@ -106,13 +106,16 @@ class LocalModels:
                     _shown(error.message),
                 )
             )
+        version = here.get(resolved.source, "")
         return LocalModel(
             replace(candidate, reference=resolved.source),
-            _free_id(plan.model_id, _origin(resolved.source), origins),
+            parse_version_name(version)[0]
+            if version
+            else _free_id(plan.model_id, _origin(resolved.source), origins),
             num_files=len(resolved.files),
             size_bytes=sum(file.size_bytes or 0 for file in resolved.files),
             copy_bytes=sum(file.size_bytes or 0 for file in resolved.files if not file.is_shared),
-            version=here.get(resolved.source, ""),
+            version=version,
         )
 
     async def _resolve(self, plan: Plan, candidate: Candidate) -> Resolved:

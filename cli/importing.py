@@ -57,7 +57,6 @@ def import_(
 
     Ctrl-C pauses; the same command goes on.
     """
-
     folders = [] if folder is None else [str(folder.expanduser().absolute())]
 
     async def work(client: Client) -> None:

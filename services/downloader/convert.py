@@ -1,5 +1,6 @@
 """Messages <-> domain. Pure functions, in pairs where both ways are needed."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,8 +30,8 @@ def download_id_from_name(name: str) -> str:
     return download_id
 
 
-def download_to_proto(download: Download) -> pb.Download:
-    """As it stands."""
+def download_to_proto(download: Download, files: Sequence[FileProgress] | None = None) -> pb.Download:
+    """As it stands. files: those to tell of; all of them if None."""
     message = pb.Download(
         name=download.name,
         source=download.source,
@@ -42,7 +43,7 @@ def download_to_proto(download: Download) -> pb.Download:
         completed_bytes=download.completed_bytes,
         total_bytes=download.total_bytes,
         bytes_per_second=download.bytes_per_second,
-        files=[_file_to_proto(file) for file in download.files],
+        files=[_file_to_proto(file) for file in (download.files if files is None else files)],
         create_time=_time_to_proto(download.create_time),
         options=_options_to_proto(download.options),
     )

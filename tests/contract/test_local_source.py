@@ -168,9 +168,11 @@ async def test_a_damaged_file_is_refused_and_left_as_it_is(rig: LocalRig, tmp_pa
 async def test_a_fetch_that_is_cancelled_leaves_nothing(rig: LocalRig, tmp_path: Path) -> None:
     before = as_it_is(rig.weights)
     file = await largest(rig)
-    fetching = asyncio.ensure_future(
-        rig.source.fetch(file, tmp_path / "0.part", lambda num, size: fetching.cancel() and None)
-    )
+
+    def cancel(num_bytes: int, size_bytes: int | None) -> None:
+        fetching.cancel()
+
+    fetching = asyncio.ensure_future(rig.source.fetch(file, tmp_path / "0.part", cancel))
     with pytest.raises(asyncio.CancelledError):
         await fetching
     assert list(tmp_path.iterdir()) == []

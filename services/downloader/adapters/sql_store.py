@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Table, delete, insert, select, update
 from sqlalchemy.engine import URL, Row
 from sqlalchemy.orm import Session
 
@@ -94,16 +94,16 @@ class SqlStore:
         """Keep blobs from garbage collection for a download or a writer, at least until then."""
         wanted = set(digests)
         own = kept_blobs.c.keeper == keeper
-        is_shorter = own & (kept_blobs.c.digest == bindparam("this")) & (kept_blobs.c.expire_time < until)
 
         def work(session: Session) -> None:
-            known = set(session.execute(select(kept_blobs.c.digest).where(own)).scalars()) & wanted
-            rows = [{"digest": digest, "keeper": keeper, "expire_time": until} for digest in wanted - known]
-            if rows:
-                session.execute(insert(kept_blobs), rows)
-            if known:
-                prolong = update(kept_blobs).where(is_shorter).values(expire_time=until)
-                session.connection().execute(prolong, [{"this": digest} for digest in known])
+            # All of its own, in one statement: what one keeper brings is recorded together.
+            session.execute(
+                update(kept_blobs).where(own, kept_blobs.c.expire_time < until).values(expire_time=until)
+            )
+            new = wanted - set(session.execute(select(kept_blobs.c.digest).where(own)).scalars())
+            if new:
+                rows = [{"digest": digest, "keeper": keeper, "expire_time": until} for digest in new]
+                session.connection().execute(insert(kept_blobs), rows)
 
         await self._database.run(work)
 

@@ -9,6 +9,7 @@
 All values are frozen: a step makes a new one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
@@ -58,6 +59,14 @@ class FileProgress:
     path: str
     completed_bytes: int = 0
     total_bytes: int | None = None
+
+
+def changed_files(before: Sequence[FileProgress], now: Sequence[FileProgress]) -> Sequence[FileProgress]:
+    """Those of `now` that are not as they were; all of them if they are others altogether."""
+    if len(before) != len(now):
+        return now
+    # What did not change is the same object, so that thousands of files cost little.
+    return [new for old, new in zip(before, now, strict=True) if new is not old]
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,10 +174,14 @@ class DownloadJobs:
             return queued
 
     async def _inherit(self, download: Download) -> None:
-        """Whoever pulls again after a failure goes on from what that left."""
+        """Whoever pulls again after a failure goes on from what that left; not from what was taken from a folder."""
         failed = await self._records.downloads([DownloadState.FAILED], before_id=None, limit=_RECENT)
         for before in failed:
-            if (before.source, before.model_id) == (download.source, download.model_id):
+            if (before.source, before.model_id, before.options.local_folder) == (
+                download.source,
+                download.model_id,
+                download.options.local_folder,
+            ):
                 await self._puller.blobs.store.move_ingest(before.id, download.id)
                 return
 

@@ -7,6 +7,7 @@ stored, and the registry hears of a version only when all of it is.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from services.downloader.core.ports import (
     Blob,
     Inspector,
     LocalFile,
+    ManyFiles,
     ModelRegistry,
     PullRequest,
     RemoteFile,
@@ -37,7 +39,6 @@ from services.downloader.core.ports import (
 )
 from services.downloader.core.space import Claim
 from services.kit.errors import (
-    BlobNotFound,
     CorruptBlob,
     InvalidArgument,
     InvalidReference,
@@ -110,7 +111,7 @@ class Puller:
         report.enter(DownloadPhase.FETCHING)
         shared = [file for file in resolved.files if file.is_shared]
         copied = [file for file in resolved.files if not file.is_shared]
-        await claim.expect(await self._size_to_fetch(copied), shared_bytes=await self._size_to_fetch(shared))
+        await claim.expect(await self._missing_bytes(copied), shared_bytes=await self._missing_bytes(shared))
         fetched = await self._fetch(source, resolved, download.id, report, claim)
         report.enter(DownloadPhase.UNPACKING)
         folder = await asyncio.to_thread(_empty_folder, self.blobs.store.ingest(download.id))
@@ -166,13 +167,10 @@ class Puller:
             return False
         return True
 
-    async def _size_to_fetch(self, files: Sequence[RemoteFile]) -> int:
+    async def _missing_bytes(self, files: Sequence[RemoteFile]) -> int:
         """Bytes of what is not here, as far as the source tells: the rest is counted as it comes."""
-        size_bytes = 0
-        for file in files:
-            if file.sha256 is None or await self.blobs.store.size(f"sha256:{file.sha256}") is None:
-                size_bytes += file.size_bytes or 0
-        return size_bytes
+        here = await self.blobs.store.sizes({_digest(file) for file in files if file.sha256 is not None})
+        return sum(file.size_bytes or 0 for file in files if file.sha256 is None or _digest(file) not in here)
 
     async def _fetch(
         self, source: Source, resolved: Resolved, name: str, report: Reporter, claim: Claim
@@ -182,56 +180,63 @@ class Puller:
         Small files several at once, for each waits mostly; large ones one after another, each with the whole line.
         """
         ingest = self.blobs.store.ingest(name)
+        files = resolved.files
         # Numbered, so that no name of theirs becomes one of ours.
-        targets = [ingest / f"{index:05}.part" for index in range(len(resolved.files))]
+        targets = [ingest / f"{index:05}.part" for index in range(len(files))]
+        numbers = {target: index for index, target in enumerate(targets)}
         fetched = _Fetched()
         arrivals: dict[int, int] = {}
         total_bytes = 0
 
         def arrived(index: int, num_bytes: int, size_bytes: int | None) -> None:
             nonlocal total_bytes
-            if not resolved.files[index].is_shared:
+            if not files[index].is_shared:
                 total_bytes += num_bytes - arrivals.get(index, 0)
                 arrivals[index] = num_bytes
                 claim.arrived(total_bytes)
             report.arrived(index, num_bytes, size_bytes)
 
+        def came(target: Path) -> None:
+            size_bytes = files[numbers[target]].size_bytes or 0
+            arrived(numbers[target], size_bytes, size_bytes)
+
         async def bring(index: int) -> None:
-            file = resolved.files[index]
-            if (blob := await self._stored(file, name)) is not None:
-                targets[index] = self.blobs.store.blob_path(blob.digest)
-                fetched.stored[targets[index]] = blob
-                report.arrived(index, blob.size_bytes, blob.size_bytes)
-                return
             fetched.sha256s[targets[index]] = await source.fetch(
-                file, targets[index], functools.partial(arrived, index)
+                files[index], targets[index], functools.partial(arrived, index)
             )
 
-        is_small = [
-            file.size_bytes is not None and file.size_bytes <= _SMALL_BYTES for file in resolved.files
-        ]
-        await each([index for index, small in enumerate(is_small) if small], bring, at_once=_SMALL_AT_ONCE)
-        await each([index for index, small in enumerate(is_small) if not small], bring, at_once=1)
-        fetched.paths.update(
-            (file.path, target) for file, target in zip(resolved.files, targets, strict=True)
-        )
+        for index, blob in (await self._stored(files, name)).items():
+            targets[index] = self.blobs.store.blob_path(blob.digest)
+            fetched.stored[targets[index]] = blob
+            report.arrived(index, blob.size_bytes, blob.size_bytes)
+        missing = [index for index, target in enumerate(targets) if target not in fetched.stored]
+        if isinstance(source, ManyFiles):
+            fetched.sha256s.update(
+                await source.fetch_small({targets[index]: files[index] for index in missing}, came)
+            )
+            missing = [index for index in missing if targets[index] not in fetched.sha256s]
+        small: list[int] = []
+        large: list[int] = []
+        for index in missing:
+            size_bytes = files[index].size_bytes
+            (large if size_bytes is None or size_bytes > _SMALL_BYTES else small).append(index)
+        await each(small, bring, at_once=_SMALL_AT_ONCE)
+        await each(large, bring, at_once=1)
+        fetched.paths.update((file.path, target) for file, target in zip(files, targets, strict=True))
         return fetched
 
-    async def _stored(self, file: RemoteFile, keeper: str) -> Blob | None:
-        """The blob that a file would become, if it is here and whole: of another model, or from before a kill."""
-        if file.sha256 is None:
-            return None
-        digest = f"sha256:{file.sha256}"
-        size_bytes = await self.blobs.store.size(digest)
-        if size_bytes is None:
-            return None
-        blob = Blob(digest, size_bytes)
-        try:
-            await self.blobs.keep([blob], keeper=keeper)
-            await self.blobs.store.verify(blob)
-        except (BlobNotFound, CorruptBlob):
-            return None
-        return blob
+    async def _stored(self, files: Sequence[RemoteFile], keeper: str) -> dict[int, Blob]:
+        """Of files by their numbers, the blobs that are here and whole: of another model, or from before a kill."""
+        digests = {index: _digest(file) for index, file in enumerate(files) if file.sha256 is not None}
+        sizes = await self.blobs.keep_present(set(digests.values()), keeper=keeper)
+        found = {}
+        for index, digest in digests.items():
+            if digest in sizes:
+                blob = Blob(digest, sizes[digest])
+                with contextlib.suppress(CorruptBlob):
+                    await self.blobs.store.verify(blob)
+                    found[index] = blob
+        return found
 
     async def _store(self, files: Sequence[LocalFile], fetched: _Fetched, keeper: str) -> list[StoredFile]:
         stored = dict(fetched.stored)
@@ -291,6 +296,10 @@ class Puller:
             except Unavailable:
                 await self.sleep(min(_MAX_WAIT_S, 0.25 * 2.0**attempt))
         return await ask()
+
+
+def _digest(file: RemoteFile) -> str:
+    return f"sha256:{file.sha256}"
 
 
 def _size_to_store(files: Sequence[LocalFile], fetched: _Fetched) -> int:

@@ -311,7 +311,9 @@ class Download(_message.Message):
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileProgress]:
-        """The files, each with its own progress."""
+        """The files, each with its own progress. In a list of downloads they are left out; in WatchDownload the first message has all of them,
+        each later one those that changed since the message before.
+        """
 
     @_builtins.property
     def failure(self) -> Global___Failure:

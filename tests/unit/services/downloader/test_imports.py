@@ -21,6 +21,7 @@ from services.kit.settings import Settings
 from services.registry.service import build as build_registry
 from tests.contract.local_caches import (
     COMMIT,
+    Hub,
     age,
     as_it_is,
     fill_hf_cache,
@@ -47,9 +48,9 @@ class House:
         self.downloader = rpc.DownloaderServiceStub(host.channel("downloader"))
         self.registry = registry_rpc.RegistryServiceStub(host.channel("registry"))
 
-    async def pull(self, source: str, folder: Path | None = None, **options: bool) -> pb.Download:
-        wanted = pb.PullOptions(local_folder=str(folder or ""), **options)
-        request = pb.CreateDownloadRequest(source=source, options=wanted)
+    async def pull(self, source: str, folder: Path | None = None, *, copy: bool = False) -> pb.Download:
+        options = pb.PullOptions(local_folder=str(folder or ""), copy_local_files=copy)
+        request = pb.CreateDownloadRequest(source=source, options=options)
         download = (await self.downloader.CreateDownload(request)).download
         async for message in self.downloader.WatchDownload(pb.WatchDownloadRequest(name=download.name)):
             download = message.download
@@ -84,25 +85,32 @@ async def house_at(home: Path) -> AsyncIterator[House]:
 
 
 @pytest.fixture
+async def hub(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hub]:
+    """What `hf:` means in a house that is built after it."""
+    async with hub_of(FILES) as hub:
+        monkeypatch.setenv("LARES_DOWNLOADER_HF_ENDPOINT", hub.server.url)
+        yield hub
+
+
+@pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     async with house_at(tmp_path / "home") as house:
         yield house
 
 
 async def test_a_model_of_a_cache_is_the_version_that_a_pull_makes(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, house: House, tmp_path: Path
 ) -> None:
     repository = await fill_hf_cache(tmp_path / "hub", FILES)
     before = {blob: as_it_is(blob) for blob in (repository / "blobs").iterdir()}
+    async with house_at(tmp_path / "other") as other:
+        done = await other.pull(f"hf:org/repo@{COMMIT}")
+        assert done.state == pb.DOWNLOAD_STATE_SUCCEEDED, done.failure
+        request = registry_pb2.GetVersionRequest(name=done.version)
+        pulled = (await other.registry.GetVersion(request)).version
+    num_requests = len(hub.server.requests)
     imported = await house.imported(f"hf:org/repo@{COMMIT}", tmp_path / "hub")
-    async with hub_of(FILES) as hub:
-        monkeypatch.setenv("LARES_DOWNLOADER_HF_ENDPOINT", hub.server.url)
-        async with house_at(tmp_path / "other") as other:
-            done = await other.pull(f"hf:org/repo@{COMMIT}")
-            assert done.state == pb.DOWNLOAD_STATE_SUCCEEDED, done.failure
-            pulled = (
-                await other.registry.GetVersion(registry_pb2.GetVersionRequest(name=done.version))
-            ).version
+    assert len(hub.server.requests) == num_requests
     assert (imported.name, imported.source, imported.revision) == (
         pulled.name,
         pulled.source,
@@ -144,6 +152,21 @@ async def test_a_damaged_file_fails_the_import_and_is_left_as_it_is(house: House
     await house.imported(f"hf:org/repo@{COMMIT}", tmp_path / "hub")
 
 
+async def test_a_pull_after_an_import_that_failed_touches_nothing_of_the_cache(
+    hub: Hub, house: House, tmp_path: Path
+) -> None:
+    repository = await fill_hf_cache(tmp_path / "hub", FILES)
+    weights = repository / "blobs" / sha256(FILES["model.safetensors"])
+    weights.write_bytes(b"X" + FILES["model.safetensors"][1:])
+    before = {blob: as_it_is(blob) for blob in (repository / "blobs").iterdir()}
+    await house.pull(f"hf:org/repo@{COMMIT}", tmp_path / "hub")
+    (left,) = (house.store / "ingest").iterdir()
+    assert any(file.stat().st_nlink == 2 for file in left.iterdir())
+    pulled = await house.pull(f"hf:org/repo@{COMMIT}")
+    assert pulled.state == pb.DOWNLOAD_STATE_SUCCEEDED, pulled.failure
+    assert {blob: as_it_is(blob) for blob in before} == before
+
+
 async def test_what_lares_deletes_stays_in_the_folder_it_came_from(house: House, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(GGUF)
@@ -179,7 +202,7 @@ async def test_what_is_written_into_the_folder_later_is_noticed_and_another_impo
 async def test_a_copy_shares_nothing(house: House, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(GGUF)
-    done = await house.pull(f"file:{file}", tmp_path, copy_local_files=True)
+    done = await house.pull(f"file:{file}", tmp_path, copy=True)
     assert done.state == pb.DOWNLOAD_STATE_SUCCEEDED, done.failure
     assert done.options.copy_local_files
     assert file.stat().st_nlink == 1

@@ -6,12 +6,15 @@ import pytest
 
 from services.downloader.adapters import takeover as takeover_module
 from services.downloader.adapters.disk_blob_store import DiskBlobStore
+from services.downloader.adapters.http_client import HttpClient, HttpLimits
+from services.downloader.adapters.http_small import fetch_small
 from services.downloader.adapters.local_files import copy_file
 from services.downloader.adapters.partial_file import PartialFile
 from services.downloader.adapters.takeover import Takeover
 from services.downloader.core.ports import Arrival, Blob, RemoteFile
 from services.kit.errors import CorruptBlob, DigestMismatch, DiskFull, SourceNotFound
 from tests.contract.local_caches import age, as_it_is, git_id, sha256
+from tests.unit.services.downloader.http_server import serving, whole
 
 CONTENT = b"GGUF" + bytes(5_000_000) + b"end"
 OTHER_DISK = Path("/dev/shm")
@@ -172,6 +175,21 @@ async def test_a_copy_does_not_write_into_a_link_that_was_left(
     before = as_it_is(theirs)
     (tmp_path / "small").write_bytes(b"small")
     await copy_file(tmp_path / "small", target, lambda num, size: None)
+    assert target.read_bytes() == b"small"
+    assert as_it_is(theirs) == before
+
+
+async def test_a_small_download_does_not_write_into_a_link_that_was_left(
+    takeover: Takeover, theirs: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "0.part"
+    await takeover.take(remote(theirs, takeover), target, lambda num, size: None)
+    before = as_it_is(theirs)
+    async with serving(whole(b"small")) as server:
+        client = HttpClient(limits=HttpLimits())
+        file = RemoteFile("small", f"{server.url}/small", 5)
+        assert (await fetch_small(client, {target: file}, lambda path: None)).keys() == {target}
+        await client.close()
     assert target.read_bytes() == b"small"
     assert as_it_is(theirs) == before
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 
+from services.downloader.adapters.takeover import Takeover
 from tests.docker_registry import manifest_of, ollama_layer
 from tests.unit.services.downloader.http_server import Request, Server, head, ranged, serving
 
@@ -121,6 +122,11 @@ def as_it_is(file: Path) -> tuple[bytes, int, int]:
     """What of a file must not change: bytes, mode and time."""
     found = file.stat()
     return file.read_bytes(), found.st_mode, found.st_mtime_ns
+
+
+def num_names(folder: Path) -> int:
+    """How many names a file has that a store in that folder shares: one where the file system clones files."""
+    return 1 if Takeover(folder).clones else 2
 
 
 def safetensors_bytes(num_bytes: int = 16) -> bytes:

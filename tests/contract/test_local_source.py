@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 
+from services.downloader.adapters import takeover as takeover_module
 from services.downloader.adapters.file_source import FileImport
 from services.downloader.adapters.hf_cache import HfCache
 from services.downloader.adapters.ollama_models import OllamaModels
@@ -122,6 +123,12 @@ async def local_rig(kind: str, folder: Path, takeover: Takeover) -> LocalRig:
         age(folder / "m.gguf")
     rig.source, rig.folder = At(source, folder), folder
     return rig
+
+
+@pytest.fixture(autouse=True)
+def no_clones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on most file systems: what is shared is one file with two names."""
+    monkeypatch.setattr(takeover_module, "_clone", lambda source, target: False)
 
 
 @pytest.fixture(params=["hf", "ollama", "file"])

@@ -54,7 +54,7 @@ class Takeover:
         found = file.stat()
         if found.st_dev != self._folder.stat().st_dev:
             return False
-        return self._clones or (_owns(found) and _mount_of(file) == _mount_of(self._folder))
+        return self.clones or (_owns(found) and _mount_of(file) == _mount_of(self._folder))
 
     async def take(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a file of this machine to `target`. Returns its sha256, in hex.
@@ -75,7 +75,7 @@ class Takeover:
         return sha256
 
     @functools.cached_property
-    def _clones(self) -> bool:
+    def clones(self) -> bool:
         """Whether its file system has reflinks. Tried with two files of our own."""
         with (
             tempfile.TemporaryFile(dir=self._folder) as one,
@@ -243,7 +243,7 @@ class _Taking:
         try:
             os.link(self._source, self._target, follow_symlinks=False)
         except (OSError, NotImplementedError) as error:  # The latter where the platform has no links at all.
-            _log.info("copied, for it cannot be linked", file=str(self._source), why=str(error))
+            _log.info("cannot be linked", file=str(self._source), why=str(error))
             return False
         if not os.path.samestat(self._target.lstat(), self._found):
             self._target.unlink()
@@ -258,6 +258,7 @@ class _Taking:
                 f"{self._source} cannot be had without a copy, which needs {self.size_bytes} bytes; {free_bytes} are"
                 " free on the store's disk"
             )
+        _log.info("copied into the store", file=str(self._source), size_bytes=self.size_bytes)
         self._writing = self._files.enter_context(self._target.open("xb", buffering=0))
         self._is_copy = True
 

@@ -93,8 +93,8 @@ class LocalModels:
         self, candidate: Candidate, here: Mapping[str, str], origins: dict[str, str]
     ) -> LocalModel:
         try:
-            if candidate.problem:
-                raise UnsupportedFormat(candidate.problem)
+            if candidate.problem or not candidate.folder.isprintable():
+                raise UnsupportedFormat(candidate.problem or "the name of its folder cannot be sent")
             plan = self._catalog.plan(candidate.reference)
             resolved = await self._resolve(plan, candidate)
         except LaresError as error:

@@ -18,7 +18,7 @@ from cli.console import size_text
 from cli.main import app
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
-from tests.contract.local_caches import age, as_it_is, fill_ollama
+from tests.contract.local_caches import age, as_it_is, fill_ollama, num_names
 from tests.unit.services.downloader.wheels import gguf_bytes
 
 MODEL = gguf_bytes() + bytes(50_000)
@@ -115,7 +115,7 @@ def test_all_of_a_folder_comes_without_a_copy_and_a_dry_run_says_so_before(house
     before = as_it_is(one)
     downloads = house.json("import", "--from", folder, "--all")
     assert [download["state"] for download in downloads] == ["DOWNLOAD_STATE_SUCCEEDED"] * 2
-    assert [file.stat().st_nlink for file in (one, other)] == [2, 2]
+    assert {file.stat().st_nlink for file in (one, other)} == {num_names(house.folder)}
     assert as_it_is(one) == before
 
 
@@ -186,4 +186,4 @@ def test_ctrl_c_pauses_and_the_same_command_goes_on(house: House) -> None:
     os.truncate(file, len(MODEL))
     age(file)
     assert house.lares(*arguments[2:]).exit_code == 0
-    assert file.stat().st_nlink == 2
+    assert file.stat().st_nlink == num_names(house.folder)

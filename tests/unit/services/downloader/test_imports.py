@@ -11,6 +11,7 @@ from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from lares.registry.v1 import registry_pb2
 from lares.registry.v1 import registry_pb2_grpc as registry_rpc
+from services.downloader.adapters import takeover as takeover_module
 from services.downloader.service import build
 from services.kit.address import Address
 from services.kit.channels import translate_errors
@@ -82,6 +83,12 @@ async def house_at(home: Path) -> AsyncIterator[House]:
         yield House(host)
     finally:
         await server.stop(grace_s=1)
+
+
+@pytest.fixture(autouse=True)
+def no_clones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on most file systems: what is shared is one file with two names."""
+    monkeypatch.setattr(takeover_module, "_clone", lambda source, target: False)
 
 
 @pytest.fixture

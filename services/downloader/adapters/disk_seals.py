@@ -17,6 +17,7 @@ from typing import Final
 # 2001-09-09T01:46:40Z: whole, in the past, and representable on every file system.
 _SEAL_NS: Final = 1_000_000_000 * 1_000_000_000
 _READ_ONLY: Final = 0o444
+_NOTE_SUFFIX: Final = ".seal"
 # A second change within one tick of the file system's clock would not show; FAT has the longest, of two seconds.
 _SETTLED_NS: Final = 2 * 1_000_000_000
 
@@ -39,8 +40,10 @@ class DiskSeals:
 
     def put(self, digest: str, file: Path) -> None:
         """Seal a file that was verified and is about to lie under that digest."""
-        inode, _, noted = _read(_note_path(file)).partition(":")
-        if inode == str(file.stat().st_ino):
+        note = f"{file}{_NOTE_SUFFIX}"
+        # Asked in the quickest way: of thousands of files hardly one is shared.
+        inode, _, noted = (_read(Path(note)) if os.path.lexists(note) else "").partition(":")
+        if inode and inode == str(file.stat().st_ino):
             self._path(digest).write_text(noted)
         else:
             self.drop(digest)
@@ -54,14 +57,16 @@ class DiskSeals:
         """Seal a blob that was just verified again. mtime_ns: from before that."""
         # Where there is no room for that, or no right to it, the blob is verified each time.
         with contextlib.suppress(OSError):
-            if self._path(digest).exists():
+            if self._path(digest).exists() or blob.stat().st_nlink > 1:
                 self._path(digest).write_text(_noted(mtime_ns))
             else:
                 _seal(blob)
 
     def drop(self, digest: str) -> None:
         """The blob goes."""
-        self._path(digest).unlink(missing_ok=True)
+        path = f"{self._folder}{os.sep}{digest.removeprefix('sha256:')}"
+        if os.path.lexists(path):
+            Path(path).unlink()
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest.removeprefix("sha256:")
@@ -81,7 +86,7 @@ def _read(path: Path) -> str:
 
 
 def _note_path(file: Path) -> Path:
-    return file.with_name(f"{file.name}.seal")
+    return file.with_name(f"{file.name}{_NOTE_SUFFIX}")
 
 
 def _seal(file: Path) -> None:

@@ -77,11 +77,14 @@ class Takeover:
     @functools.cached_property
     def clones(self) -> bool:
         """Whether its file system has reflinks. Tried with two files of our own."""
-        with (
-            tempfile.TemporaryFile(dir=self._folder) as one,
-            tempfile.TemporaryFile(dir=self._folder) as other,
-        ):
-            return _clone(one.fileno(), other.fileno())
+        try:
+            with (
+                tempfile.TemporaryFile(dir=self._folder) as one,
+                tempfile.TemporaryFile(dir=self._folder) as other,
+            ):
+                return _clone(one.fileno(), other.fileno())
+        except OSError:  # No room for them: there are still hard links.
+            return False
 
 
 class LocalSide(ABC):

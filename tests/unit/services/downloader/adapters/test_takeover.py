@@ -110,6 +110,18 @@ async def test_a_time_that_was_just_set_is_not_relied_on(
     await store.check(blob)
 
 
+async def test_a_lost_seal_is_made_anew_without_a_change_to_their_file(
+    store: DiskBlobStore, takeover: Takeover, theirs: Path, tmp_path: Path
+) -> None:
+    before = as_it_is(theirs)
+    blob = await imported(store, takeover, theirs)
+    (seal,) = (tmp_path / "store" / "seals").iterdir()
+    seal.unlink()
+    await store.check(blob)
+    assert seal.exists()
+    assert as_it_is(theirs) == before
+
+
 async def test_what_they_delete_stays_and_what_we_delete_stays_theirs(
     store: DiskBlobStore, takeover: Takeover, theirs: Path, tmp_path: Path
 ) -> None:

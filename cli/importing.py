@@ -1,5 +1,6 @@
 """`lares import`: models that other programs have on the machine already."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -124,7 +125,7 @@ async def _import(client: Client, chosen: Sequence[pb.LocalModel], *, copy: bool
 
 async def _pull(client: Client, one: pb.LocalModel, *, copy: bool, quiet: bool) -> pb.Download:
     options = pb.PullOptions(local_folder=one.folder, copy_local_files=copy)
-    again = f"lares import {one.reference}"
+    again = shlex.join(["lares", "import", one.reference, "--from", one.folder])
     return await pull_model(client, one.reference, one.model_id, options=options, again=again, quiet=quiet)
 
 

@@ -10,6 +10,7 @@ import typer
 from cli import (
     chat,
     console,
+    importing,
     memory,
     models,
     pulling,
@@ -71,6 +72,7 @@ serving.register(app)
 pulling.register(app)
 models.register(app)
 updates.register(app)
+importing.register(app)
 store.register(app)
 chat.register(app)
 scoring.register(app)

@@ -117,7 +117,6 @@ async def follow(client: Client, download: pb.Download, *, quiet: bool) -> pb.Do
 
     Raises what it failed for.
     """
-    source = download.source
     watch = client.downloader.WatchDownload(pb.WatchDownloadRequest(name=download.name))
     try:
         with console.transfer_progress(
@@ -125,7 +124,7 @@ async def follow(client: Client, download: pb.Download, *, quiet: bool) -> pb.Do
             TextColumn("[dim]{task.fields[phase]}"),
             quiet=quiet,
         ) as progress:
-            task = progress.add_task(source, total=None, phase="waiting")
+            task = progress.add_task(download.source, total=None, phase="waiting")
             async for update in watch:
                 download = update.download
                 progress.update(
@@ -148,10 +147,9 @@ async def follow(client: Client, download: pb.Download, *, quiet: bool) -> pb.Do
     if download.state != pb.DOWNLOAD_STATE_SUCCEEDED:
         state = console.enum_text(download, "state")
         raise LaresError(
-            f"the download is {state}: somebody else stopped it; `lares pull {source}` goes on with it"
+            f"the download is {state}: somebody else stopped it; the same command goes on with it"
         )
-    # Whole: a watch tells of files only what changed.
-    return (await client.downloader.GetDownload(pb.GetDownloadRequest(name=download.name))).download
+    return download
 
 
 def _duration(text: str) -> Duration:

@@ -17,6 +17,7 @@ from services.downloader.core.download import Download, DownloadState, FileProgr
 from services.downloader.core.findings import Event, Progress, Summary, ValidatedFile, ValidatedVersion
 from services.downloader.core.garbage import Collected
 from services.downloader.core.leases import lease_name
+from services.downloader.core.local_models import LocalModel
 from services.downloader.core.ports import Lease
 from services.downloader.core.required import RequiredModel
 from services.downloader.core.update import Update
@@ -74,6 +75,7 @@ def options_from_proto(message: pb.PullOptions) -> PullOptions:
         priority=message.priority,
         timeout_s=timeout_s,
         local_folder=message.local_folder,
+        copy_local_files=message.copy_local_files,
     )
 
 
@@ -83,6 +85,7 @@ def _options_to_proto(options: PullOptions) -> pb.PullOptions:
         ignore_patterns=options.ignore_patterns,
         priority=options.priority,
         local_folder=options.local_folder,
+        copy_local_files=options.copy_local_files,
     )
     if options.timeout_s is not None:
         message.timeout.CopyFrom(_duration_to_proto(timedelta(seconds=options.timeout_s)))
@@ -286,3 +289,18 @@ def _duration_to_proto(duration: timedelta) -> Duration:
     message = Duration()
     message.FromTimedelta(duration)
     return message
+
+
+def local_model_to_proto(model: LocalModel) -> pb.LocalModel:
+    """One that another program has."""
+    return pb.LocalModel(
+        reference=model.candidate.reference,
+        place=pb.LocalPlace.ValueType(model.candidate.place),
+        folder=model.candidate.folder,
+        model_id=model.model_id,
+        num_files=model.num_files,
+        size_bytes=model.size_bytes,
+        copy_bytes=model.copy_bytes,
+        version=model.version,
+        problem=model.candidate.problem,
+    )

@@ -11,16 +11,20 @@ import structlog
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from services.downloader.adapters.disk_blob_store import DiskBlobStore
-from services.downloader.adapters.file_source import FileSource
+from services.downloader.adapters.file_source import FileImport, FileSource
 from services.downloader.adapters.folder_lock import FolderLock
+from services.downloader.adapters.hf_cache import HfCache
 from services.downloader.adapters.hf_source import HfSource
 from services.downloader.adapters.http_client import HttpLimits, Throttle
 from services.downloader.adapters.https_source import HttpsSource
 from services.downloader.adapters.lares_source import LaresSource
+from services.downloader.adapters.local_places import DiskPlaces
+from services.downloader.adapters.ollama_models import OllamaModels
 from services.downloader.adapters.ollama_source import OllamaSource
 from services.downloader.adapters.pypi_source import PypiSource
 from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.adapters.sql_store import SqlStore
+from services.downloader.adapters.takeover import Takeover
 from services.downloader.adapters.vosk_source import VoskSource
 from services.downloader.adapters.worker_inspector import WorkerInspector
 from services.downloader.core.admission import Admission, Policy
@@ -30,6 +34,7 @@ from services.downloader.core.cleanup import VersionCleaner
 from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
+from services.downloader.core.local_models import LocalModels
 from services.downloader.core.ports import Source
 from services.downloader.core.pull import Puller
 from services.downloader.core.required import Requirements
@@ -98,9 +103,15 @@ class DownloaderService:
             "lares": lares,
             "file": FileSource(),
         }
+        takeover = Takeover(host.settings.store_path)
+        local_sources: dict[str, Source] = {
+            "hf": HfCache(takeover),
+            "ollama": OllamaModels(takeover),
+            "file": FileImport(takeover),
+        }
         keys = tuple(Path(key).expanduser() for key in settings.trusted_keys)
         policy = Policy(settings.licenses, keys, settings.require_signature)
-        puller = Puller(sources, blobs, Admission(inspector, policy), registry)
+        puller = Puller(sources, blobs, Admission(inspector, policy), registry, local_sources=local_sources)
         self._jobs = DownloadJobs(
             puller,
             catalog,
@@ -129,6 +140,7 @@ class DownloaderService:
             registry,
             Requirements(settings.required, catalog, self._jobs, registry),
             self._updates,
+            LocalModels(DiskPlaces(settings.local_folders), local_sources, catalog, registry),
         )
 
     def register(self, server: grpc.aio.Server) -> None:

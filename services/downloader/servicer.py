@@ -16,6 +16,7 @@ from services.downloader.core.download import FileProgress, changed_files
 from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
+from services.downloader.core.local_models import LocalModels
 from services.downloader.core.ports import ModelRegistry
 from services.downloader.core.required import Requirements
 from services.downloader.core.update_check import UpdateChecker
@@ -49,6 +50,7 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         registry: ModelRegistry,
         requirements: Requirements,
         updates: UpdateChecker,
+        local_models: LocalModels,
     ) -> None:
         self._host = host
         self._jobs = jobs
@@ -61,6 +63,7 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         self._registry = registry
         self._requirements = requirements
         self._updates = updates
+        self._local_models = local_models
 
     async def CreateDownload(
         self, request: pb.CreateDownloadRequest, context: Context
@@ -261,6 +264,14 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
             self._blobs, self._registry, num_models=request.num_models or DEFAULT_MODELS_LISTED
         )
         return convert.usage_to_proto(usage)
+
+    async def FindLocalModels(
+        self, request: pb.FindLocalModelsRequest, context: Context
+    ) -> AsyncIterator[pb.FindLocalModelsResponse]:
+        """Tell what other programs have here."""
+        async with aclosing(self._local_models.find(request.folders)) as models:
+            async for model in models:
+                yield pb.FindLocalModelsResponse(model=convert.local_model_to_proto(model))
 
 
 async def _chunks(requests: AsyncIterator[pb.WriteBlobRequest]) -> AsyncIterator[bytes]:

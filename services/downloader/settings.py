@@ -64,6 +64,11 @@ class DownloaderSettings(ServiceSettings):
         default="https://alphacephei.com/vosk/models",
         description="URL of the folder with the model-list.json that vosk: means.",
     )
+    local_folders: Texts = Field(
+        default=(),
+        description="Absolute paths of folders with models that `lares import` looks into beside the caches of Hugging "
+        "Face and Ollama.",
+    )
     stall_timeout_s: float = Field(
         default=30.0, gt=0, le=600, description="Seconds without a byte after which a connection is given up."
     )

@@ -328,8 +328,9 @@ def second_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def link_first(path: Path, missing_ok: bool = False) -> None:
         link = tmp_path / f"link-{len(links)}"
-        os.link(path, link)
-        links.append(link)
+        if path.exists():
+            os.link(path, link)
+            links.append(link)
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", link_first)

@@ -42,7 +42,7 @@ STEPS: Final[Mapping[str, tuple[Any, str]]] = {
     "verify": (disk_blob_store, "_examined"),
     "seal": (disk_blob_store, "_seal"),
     "rename": (Path, "replace"),
-    "folder sync": (disk_blob_store, "sync_folder"),
+    "folder sync": (disk_blob_store, "sync_folders"),
     "commit": (Engine, "commit"),
     "record": (RegistryClient, "record"),
 }

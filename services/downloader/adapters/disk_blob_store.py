@@ -6,9 +6,10 @@
     <root>/views/<manifest>/...          folders of links to blobs under their own names
     <root>/quarantine/<64 hex>           what lay under that digest and did not have it; nothing reads it
     <root>/erasing/<id>                  deleted, and about to be overwritten
+    <root>/seals/<64 hex>                of what is shared with other programs, see `disk_seals`
 
-A blob's modification time is a constant, its seal: it is set once the digest was checked. Whoever writes into a
-blob later, by accident or by a failing tool, breaks the seal, and the blob is read again before it is trusted.
+A blob is sealed once its digest was checked. Whoever writes into it later, by accident or by a failing tool, breaks
+the seal, and the blob is read again before it is trusted.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from services.downloader.adapters.disk_delete import (
     measure_folder,
 )
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
+from services.downloader.adapters.disk_seals import DiskSeals
 from services.downloader.adapters.disk_sync import sync_files, sync_folders
 from services.downloader.adapters.disk_views import DiskViews
 from services.downloader.core.ids import new_id
@@ -39,9 +41,6 @@ from services.kit.names import parse_digest, parse_id
 # A chunk is copied a few times on its way to a client: larger ones fall out of the processor's cache, smaller ones
 # wait for threads. Measured through the gateway.
 CHUNK_BYTES: Final = 256 * 1024
-# 2001-09-09T01:46:40Z: whole, in the past, and representable on every file system.
-_SEAL_NS: Final = 1_000_000_000 * 1_000_000_000
-_READ_ONLY: Final = 0o444
 
 
 class DiskBlobStore:
@@ -58,6 +57,8 @@ class DiskBlobStore:
         self._views_folder = root / "views"
         self._quarantine = root / "quarantine"
         self._erasing = root / "erasing"
+        self._seals_folder = root / "seals"
+        self._seals = DiskSeals(self._seals_folder)
         self._views = DiskViews(self._views_folder, self.blob_path)
         # Changes in threads: the number is only right if each change of it goes with the change on disk.
         self._changing = threading.Lock()
@@ -65,7 +66,14 @@ class DiskBlobStore:
 
     def open(self) -> None:
         """Make its folders, and count once what is stored. Raises DiskFull, PermissionDenied."""
-        for folder in (self._ingest, self._blobs, self._views_folder, self._quarantine, self._erasing):
+        for folder in (
+            self._ingest,
+            self._blobs,
+            self._views_folder,
+            self._quarantine,
+            self._erasing,
+            self._seals_folder,
+        ):
             with translated_disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         self._stored_bytes = sum(blob.size_bytes for blob in (*self._all(), *self._put_aside()))
@@ -220,7 +228,7 @@ class DiskBlobStore:
                 if not path.parent.exists():
                     path.parent.mkdir(exist_ok=True)
                     changed.add(self._blobs)
-                _seal(file)
+                self._seals.put(blob.digest, file)
                 with self._changing:
                     before = _size(path) or 0
                     # Rename last: a crash must leave no half-written blob under its digest.
@@ -239,6 +247,7 @@ class DiskBlobStore:
                 # Elsewhere first: a crash half-way would leave zeros under a digest.
                 path.replace(self._erasing / new_id())
             self._stored_bytes -= freed_bytes
+            self._seals.drop(digest)
         return freed_bytes
 
     def _purge(self) -> None:
@@ -288,11 +297,10 @@ class DiskBlobStore:
             raise CorruptBlob(
                 f"{blob.digest} has {found.st_size} bytes in the store instead of {blob.size_bytes}"
             )
-        if found.st_mtime_ns != _SEAL_NS:
+        if not self._seals.holds(blob.digest, found.st_mtime_ns):
             self._verify(blob)
             # A copy of the store loses its seals; a blob that is whole gets its own back.
-            with contextlib.suppress(OSError):
-                _seal(path)
+            self._seals.renew(blob.digest, path, found.st_mtime_ns)
 
     def _verify(self, blob: Blob) -> None:
         path = self.blob_path(blob.digest)
@@ -347,11 +355,6 @@ def _examined(file: Arrival) -> Blob:
     if file.digest not in (None, found.digest):
         raise DigestMismatch(f"{file.path.name} has the digest {found.digest} instead of {file.digest}")
     return found
-
-
-def _seal(file: Path) -> None:
-    file.chmod(_READ_ONLY)
-    os.utime(file, ns=(_SEAL_NS, _SEAL_NS))
 
 
 def _size(path: Path) -> int | None:

@@ -2,11 +2,12 @@
 
 import asyncio
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from services.downloader.adapters.local_files import copy_file, path_of_url
+from services.downloader.adapters.local_files import copy_file, path_of_url, plain_file
+from services.downloader.adapters.takeover import LocalSide, local_root
 from services.downloader.core.licenses import MAX_TEXT_BYTES, is_license, license_of_text
 from services.downloader.core.models import LeftOut
 from services.downloader.core.options import chosen_files
@@ -23,28 +24,10 @@ class FileSource:
 
     async def resolve(self, request: PullRequest) -> Resolved:
         """List the model's files. Its version is told by their bytes."""
-        ref = request.refs[0]
-        path = Path(ref.name)
-        if not path.is_absolute():
-            raise InvalidReference(f"'{ref}' must have an absolute path, such as file:/models/x.gguf")
-        found = await asyncio.to_thread(_list, path)
-        wanted = set(chosen_files(list(found), request.options, model_files))
-        if not wanted:
-            raise UnsupportedFormat(
-                f"{path} holds no weights that Lares loads: GGUF, safetensors, CTranslate2 Whisper or Vosk"
-            )
-        files = tuple(
-            RemoteFile(name, local.as_uri(), size_bytes=local.stat().st_size)
-            for name, local in sorted(found.items())
-            if name in wanted
-        )
-        return Resolved(
-            source=f"file:{path}",
-            revision="",
-            version_id=None,
-            files=files,
-            license=await asyncio.to_thread(_license, found),
-            left_out=tuple(LeftOut(name, found[name]) for name in left_out(list(found))),
+        return await asyncio.to_thread(
+            _offer,
+            request,
+            lambda name, local: RemoteFile(name, local.as_uri(), size_bytes=local.stat().st_size),
         )
 
     async def latest(self, request: PullRequest) -> None:
@@ -52,7 +35,7 @@ class FileSource:
         return None
 
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
-        """Copy a file."""
+        """Copy a file: its owner may change it."""
         return await copy_file(path_of_url(file.url), target, on_bytes)
 
     async def unpack(
@@ -68,6 +51,40 @@ def _license(files: Mapping[str, Path]) -> str:
         with files[name].open("rb") as file:
             return license_of_text(file.read(MAX_TEXT_BYTES))
     return ""
+
+
+class FileImport(LocalSide):
+    """`file:` taken over: see `Source`. PullOptions.local_folder: the folder that the file or folder lies in, or is."""
+
+    def _resolve(self, request: PullRequest) -> Resolved:
+        root = local_root(request)
+        return _offer(request, lambda name, local: self._remote_file(request, name, plain_file(root, local)))
+
+
+def _offer(request: PullRequest, remote_file: Callable[[str, Path], RemoteFile]) -> Resolved:
+    """remote_file: of (path in the model, where it lies)."""
+    path = _path(request)
+    found = _list(path)
+    wanted = set(chosen_files(list(found), request.options, model_files))
+    if not wanted:
+        raise UnsupportedFormat(
+            f"{path} holds no weights that Lares loads: GGUF, safetensors, CTranslate2 Whisper or Vosk"
+        )
+    return Resolved(
+        source=f"file:{path}",
+        revision="",
+        version_id=None,
+        files=tuple(remote_file(name, local) for name, local in sorted(found.items()) if name in wanted),
+        license=_license(found),
+        left_out=tuple(LeftOut(name, found[name]) for name in left_out(list(found))),
+    )
+
+
+def _path(request: PullRequest) -> Path:
+    path = Path(request.refs[0].name)
+    if not path.is_absolute():
+        raise InvalidReference(f"'{request.refs[0]}' must have an absolute path, such as file:/models/x.gguf")
+    return path
 
 
 def _list(path: Path) -> dict[str, Path]:
@@ -86,24 +103,9 @@ def _list(path: Path) -> dict[str, Path]:
         for entry in sorted(root.rglob("*")):
             if entry.is_dir() and not entry.is_symlink():
                 continue
-            found[check_path(entry.relative_to(root).as_posix())] = _inside(root, entry)
+            found[check_path(entry.relative_to(root).as_posix())] = plain_file(root, entry)
             if len(found) > _MAX_FILES:
                 raise UnsupportedFormat(f"{path} holds more than {_MAX_FILES} files, so it is no model")
     except PermissionError as error:
         raise PermissionDenied(f"{error.filename} may not be read by this service") from error
     return found
-
-
-def _inside(root: Path, entry: Path) -> Path:
-    try:
-        target = entry.resolve(strict=True)
-        is_file = stat.S_ISREG(target.stat().st_mode)
-    except (OSError, RuntimeError) as error:
-        raise UnsupportedFormat(f"{entry} is a link that leads nowhere") from error
-    if not target.is_relative_to(root):
-        raise UnsupportedFormat(
-            f"{entry} is a link out of its folder; copy what it points to into the folder"
-        )
-    if not is_file:
-        raise UnsupportedFormat(f"{entry} is no plain file")
-    return target

@@ -29,8 +29,8 @@ from services.kit.names import ModelRef
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _COMMIT_CHARS: Final = 12
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 class HfSource:
@@ -47,7 +47,7 @@ class HfSource:
         ref = request.refs[0]
         info, commit = await self._commit(ref)
         pinned = replace(ref, revision=commit)
-        if not _COMMIT.fullmatch(ref.revision or ""):
+        if not COMMIT.fullmatch(ref.revision or ""):
             raise Unpinned(
                 f"'{ref}' names no commit, so what it is may change; pull {pinned}, which it is now",
                 metadata={"source": str(pinned)},
@@ -87,7 +87,7 @@ class HfSource:
 
     async def _commit(self, ref: ModelRef) -> "tuple[ModelInfo, str]":
         info = await asyncio.to_thread(self._model_info, ref)
-        if not _COMMIT.fullmatch(info.sha or ""):
+        if not COMMIT.fullmatch(info.sha or ""):
             raise SourceUnavailable(f"the hub does not say which commit {ref} is")
         return info, info.sha or ""
 
@@ -96,11 +96,10 @@ class HfSource:
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         names = chosen_files(list(siblings), request.options, lambda paths: hub_files(paths, ref.tag))
         check_paths(names)
-        short = commit[:_COMMIT_CHARS]
         return Resolved(
             source=str(replace(ref, revision=commit)),
             revision=commit,
-            version_id=as_id(f"{ref.tag}-{short}" if ref.tag else short),
+            version_id=version_id_of(ref, commit),
             files=tuple(self._remote_file(ref, commit, siblings[name]) for name in names),
             license=_license(info),
             left_out=tuple(LeftOut(name) for name in left_out(list(siblings))),
@@ -180,6 +179,12 @@ def _license(info: "ModelInfo") -> str:
     if stated == "other":
         stated = card.license_name or stated
     return " AND ".join(map(str, stated)) if isinstance(stated, list) else str(stated or "")
+
+
+def version_id_of(ref: ModelRef, commit: str) -> str:
+    """Id of the version that a reference is at a commit."""
+    short = commit[:_COMMIT_CHARS]
+    return as_id(f"{ref.tag}-{short}" if ref.tag else short)
 
 
 class _CappedStream(httpx2.SyncByteStream):

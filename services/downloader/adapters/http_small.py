@@ -134,8 +134,11 @@ class _Worker:
         content = self._read(file)
         if content is None or (sha256 := _sha256_if_right(file, content)) is None:
             return None
-        with translated_disk_errors(target), target.open("wb", buffering=0) as opened:
-            write_all(opened, content)
+        with translated_disk_errors(target):
+            # Never written over: an import before this may have left another program's file there.
+            target.unlink(missing_ok=True)
+            with target.open("xb", buffering=0) as opened:
+                write_all(opened, content)
         return sha256
 
     def _read(self, file: RemoteFile) -> memoryview | None:

@@ -1,7 +1,8 @@
-"""Files of this machine, copied in: their owner may change them, so they are neither linked nor trusted."""
+"""Files of this machine: found, and copied in."""
 
 import asyncio
 import hashlib
+import stat
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -10,9 +11,30 @@ from urllib.request import url2pathname
 
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.downloader.core.ports import OnBytes
-from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound
+from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound, UnsupportedFormat
 
 _COPY_BYTES: Final = 4 * 1024 * 1024
+
+
+def plain_file(root: Path, entry: Path) -> Path:
+    """The file that `entry` is or leads to. root: the folder, without links, out of which it must not lead.
+
+    Raises SourceNotFound, UnsupportedFormat, PermissionDenied.
+    """
+    try:
+        target = entry.resolve(strict=True)
+        is_file = stat.S_ISREG(target.stat().st_mode)
+    except PermissionError as error:
+        raise PermissionDenied(f"{entry} may not be read by this service") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SourceNotFound(f"{entry} is not there, or a link that leads nowhere") from error
+    if not target.is_relative_to(root):
+        raise UnsupportedFormat(
+            f"{entry} is a link out of its folder; copy what it points to into the folder"
+        )
+    if not is_file:
+        raise UnsupportedFormat(f"{entry} is no plain file")
+    return target
 
 
 def path_of_url(url: str) -> Path:
@@ -58,7 +80,9 @@ class _Copy:
             raise SourceNotFound(f"{self._source_path} cannot be opened: {error.strerror}") from error
         self.size_bytes = self._source_path.stat().st_size
         with translated_disk_errors(self._target_path):
-            self._target = self._files.enter_context(self._target_path.open("wb", buffering=0))
+            # Never written over: a run before this one may have left a hard link there.
+            self._target_path.unlink(missing_ok=True)
+            self._target = self._files.enter_context(self._target_path.open("xb", buffering=0))
 
     def step(self) -> bool:
         """Whether there may be more."""

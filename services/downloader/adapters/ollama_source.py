@@ -40,11 +40,10 @@ class OllamaSource:
         body = await _manifest(repository, ref)
         digest = digest_of(body)
         layers = parse_manifest(body)
-        short = digest.removeprefix("sha256:")[:_DIGEST_CHARS]
         return Resolved(
             source=str(replace(ref, revision=digest)),
             revision=digest,
-            version_id=as_id(f"{ref.tag}-{short}" if ref.tag else short),
+            version_id=version_id_of(ref, digest),
             files=tuple(
                 RemoteFile(
                     layer.path,
@@ -81,6 +80,12 @@ class OllamaSource:
         if url not in self._repositories:
             self._repositories[url] = OciRepository(url, self._limits)
         return self._repositories[url]
+
+
+def version_id_of(ref: ModelRef, digest: str) -> str:
+    """Id of the version that a reference is with that manifest."""
+    short = digest.removeprefix("sha256:")[:_DIGEST_CHARS]
+    return as_id(f"{ref.tag}-{short}" if ref.tag else short)
 
 
 async def _manifest(repository: OciRepository, ref: ModelRef) -> bytes:

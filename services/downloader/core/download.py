@@ -86,7 +86,8 @@ class Failure:
 class PullOptions:
     """How a model is to be pulled. Globs as in the contract; timeout_s: None for the service's setting.
 
-    local_folder: of this machine, has the files already; empty: they are fetched.
+    local_folder: of this machine, has the files already; empty: they are fetched. copy_local_files: share none of
+    them with who has them there.
     """
 
     allow_patterns: tuple[str, ...] = ()
@@ -94,6 +95,7 @@ class PullOptions:
     priority: int = 0
     timeout_s: float | None = None
     local_folder: str = ""
+    copy_local_files: bool = False
 
     @property
     def is_narrowed(self) -> bool:

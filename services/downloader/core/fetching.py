@@ -140,9 +140,10 @@ class Fetching:
         self._on_arrived(number, blob.size_bytes, blob.size_bytes)
 
     def _arrived(self, number: int, num_bytes: int, size_bytes: int | None) -> None:
-        self._total_bytes += num_bytes - self._arrivals.get(number, 0)
-        self._arrivals[number] = num_bytes
-        self._claim.arrived(self._total_bytes)
+        if not self._files[number].is_shared:
+            self._total_bytes += num_bytes - self._arrivals.get(number, 0)
+            self._arrivals[number] = num_bytes
+            self._claim.arrived(self._total_bytes)
         self._on_arrived(number, num_bytes, size_bytes)
 
 

@@ -225,7 +225,7 @@ class DownloadJobs:
         return changed
 
     async def _inherit(self, download: Download) -> None:
-        """Whoever pulls again after a failure goes on from what that left."""
+        """Whoever pulls again after a failure goes on from what that left; not from what was taken from a folder."""
         failed = await self._records.downloads([DownloadState.FAILED], before_id=None, limit=_RECENT)
         for before in failed:
             if before.pulls_the_same_as(download):

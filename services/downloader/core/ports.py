@@ -185,7 +185,10 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One thing to fetch. path: its name on its way. sha256, git_id, md5: in hex, where the source tells them."""
+    """One thing to fetch. path: its name on its way. sha256, git_id, md5: in hex, where the source tells them.
+
+    is_shared: it is on this machine, and can be had without a copy: it takes no room on the disk.
+    """
 
     path: str
     url: str
@@ -193,6 +196,7 @@ class RemoteFile:
     sha256: str | None = None
     git_id: str | None = None
     md5: str | None = None
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

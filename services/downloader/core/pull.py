@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeVar
 from services.downloader.core.admission import Admission, most_important
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import CatalogEntry, Plan, unpinned
-from services.downloader.core.download import Download, DownloadPhase
+from services.downloader.core.download import Download, DownloadPhase, PullOptions
 from services.downloader.core.fetching import Fetched, Fetching
 from services.downloader.core.models import (
     Finding,
@@ -41,6 +41,7 @@ from services.downloader.core.space import Claim
 from services.downloader.core.transfers import Transfers
 from services.kit.errors import (
     CorruptBlob,
+    InvalidArgument,
     ModelExists,
     Unavailable,
     Unsupported,
@@ -72,7 +73,7 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Puller:
-    """What every pull needs. sources: by provider. sleep: for tests."""
+    """What every pull needs. sources: by provider. sleep: for tests. local_sources: for what is on this machine."""
 
     sources: Mapping[str, Source]
     blobs: Blobs
@@ -80,6 +81,7 @@ class Puller:
     registry: ModelRegistry
     transfers: Transfers = field(default_factory=Transfers)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    local_sources: Mapping[str, Source] = field(default_factory=dict)
 
     async def pull(self, download: Download, plan: Plan, report: Reporter) -> str:
         """Bring a model in. Returns its version's name. Raises any LaresError of its ports, StoreFull, DiskFull."""
@@ -90,7 +92,7 @@ class Puller:
                 await self.transfers.end(download.id)
 
     async def _pull(self, download: Download, plan: Plan, report: Reporter, claim: Claim) -> str:
-        source = self.source(plan)
+        source = self.source(plan, download.options)
         request = PullRequest(plan.refs, plan.layout, download.options)
         report.enter(DownloadPhase.RESOLVING)
         await self._check_origin(plan)
@@ -104,7 +106,9 @@ class Puller:
         self.admission.check_offer(resolved, stated_license)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)
-        await claim.expect(await self.missing_bytes(resolved.files))
+        shared = [file for file in resolved.files if file.is_shared]
+        copied = [file for file in resolved.files if not file.is_shared]
+        await claim.expect(await self.missing_bytes(copied), shared_bytes=await self.missing_bytes(shared))
         fetched = await Fetching(
             download.id, resolved.files, source, self.blobs, self.transfers, claim, report.arrived
         ).run()
@@ -129,9 +133,15 @@ class Puller:
         await self.blobs.let_go(download.id)
         return version_name(plan.model_id, version_id)
 
-    def source(self, plan: Plan) -> Source:
-        """Where a plan's files come from. Raises Unsupported."""
+    def source(self, plan: Plan, options: PullOptions) -> Source:
+        """Where a plan's files come from. Raises Unsupported, InvalidArgument."""
         provider = plan.refs[0].provider
+        if options.local_folder:
+            if provider not in self.local_sources:
+                raise InvalidArgument.at(
+                    "options.local_folder", f"must be empty: {provider}: is not taken from a folder"
+                )
+            return self.local_sources[provider]
         if provider not in self.sources:
             raise Unsupported(
                 f"{provider}: is not a source that this release pulls from; it has {', '.join(self.sources)}"

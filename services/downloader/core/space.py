@@ -28,21 +28,27 @@ class Claim:
         self._space = space
         self._arrived_bytes = arrived_bytes
         self._expected_bytes = arrived_bytes
+        self._shared_bytes = 0
 
     @property
     def held_bytes(self) -> int:
         """What lies there, or will."""
-        return self._expected_bytes
+        return self._expected_bytes + self._shared_bytes
 
     @property
     def missing_bytes(self) -> int:
         """What has yet to come."""
         return self._expected_bytes - self._arrived_bytes
 
-    async def expect(self, num_bytes: int) -> None:
-        """So much will lie there in the end, what lies there already included. Raises StoreFull, DiskFull."""
+    async def expect(self, num_bytes: int, *, shared_bytes: int = 0) -> None:
+        """So much will lie there in the end, what lies there already included. Raises StoreFull, DiskFull.
+
+        shared_bytes: so much besides, which other programs have on the disk already. It counts towards the limit alone.
+        """
         await self._space.measure()
         try:
+            self._space.check_limit(shared_bytes)
+            self._shared_bytes = shared_bytes
             self._grow(num_bytes)
         except (StoreFull, DiskFull) as error:
             raise await self._space.explained(error) from None
@@ -54,9 +60,10 @@ class Claim:
 
     def unpacked(self, num_bytes: int) -> None:
         """So much of what lies there now is to be stored. Raises StoreFull where that is more than was expected."""
-        if num_bytes > self._expected_bytes:
-            self._space.check_limit(num_bytes - self._expected_bytes)
+        if num_bytes > self.held_bytes:
+            self._space.check_limit(num_bytes - self.held_bytes)
         self._arrived_bytes = self._expected_bytes = num_bytes
+        self._shared_bytes = 0
 
     def settle(self, num_bytes: int) -> None:
         """So much of it has become a blob."""

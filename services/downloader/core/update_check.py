@@ -101,7 +101,7 @@ class UpdateChecker:
         plan = self._catalog.plan(entry.model_id if entry else current.source, model_id=update.model_id)
         options = await narrowing_of(current.name, self._downloads)
         request = PullRequest(plan.refs, plan.layout, options)
-        source = self._puller.source(plan)
+        source = self._puller.source(plan, options)
         latest = await (source.resolve(request) if entry else source.latest(request))
         version_id = narrowed(latest, options).version_id if latest else None
         if latest is None or version_id is None:

@@ -299,6 +299,34 @@ VERSION_VERDICT_GONE: VersionVerdict.ValueType  # 5
 """It was deleted meanwhile."""
 Global___VersionVerdict: _TypeAlias = VersionVerdict  # noqa: Y015
 
+class _LocalPlace:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LocalPlaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LocalPlace.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOCAL_PLACE_UNSPECIFIED: _LocalPlace.ValueType  # 0
+    """Not said."""
+    LOCAL_PLACE_HUGGING_FACE: _LocalPlace.ValueType  # 1
+    """A Hugging Face cache."""
+    LOCAL_PLACE_OLLAMA: _LocalPlace.ValueType  # 2
+    """Ollama's models folder."""
+    LOCAL_PLACE_FOLDER: _LocalPlace.ValueType  # 3
+    """Any other folder."""
+
+class LocalPlace(_LocalPlace, metaclass=_LocalPlaceEnumTypeWrapper):
+    """What a folder with models is."""
+
+LOCAL_PLACE_UNSPECIFIED: LocalPlace.ValueType  # 0
+"""Not said."""
+LOCAL_PLACE_HUGGING_FACE: LocalPlace.ValueType  # 1
+"""A Hugging Face cache."""
+LOCAL_PLACE_OLLAMA: LocalPlace.ValueType  # 2
+"""Ollama's models folder."""
+LOCAL_PLACE_FOLDER: LocalPlace.ValueType  # 3
+"""Any other folder."""
+Global___LocalPlace: _TypeAlias = LocalPlace  # noqa: Y015
+
 @_typing.final
 class Download(_message.Message):
     """A download."""
@@ -414,12 +442,16 @@ class PullOptions(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     LOCAL_FOLDER_FIELD_NUMBER: _builtins.int
+    COPY_LOCAL_FILES_FIELD_NUMBER: _builtins.int
     priority: _builtins.int
     """Those with more go first while they wait for their turn; -100 to 100."""
     local_folder: _builtins.str
     """A folder of the service's machine that has the files already, such as a Hugging Face cache. They are taken from there, without a copy
-    where the file system allows it, and nothing is asked of the network. Empty: they are fetched.
+    where the file system allows it, and nothing is asked of the network. Empty: they are fetched. For `hf:` the folder of a Hugging Face
+    cache, for `ollama:` Ollama's models folder, for `file:` a folder with the file in it; INVALID_ARGUMENT elsewhere. See FindLocalModels.
     """
+    copy_local_files: _builtins.bool
+    """Copy what is in local_folder, even where that is not needed: whatever is done to it there does not touch the store then."""
     @_builtins.property
     def allow_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of the files that the source has, only those that one of these globs matches: `*.json`, `onnx/`. Empty: those that make up the model.
@@ -445,10 +477,11 @@ class PullOptions(_message.Message):
         priority: _builtins.int = ...,
         timeout: _duration_pb2.Duration | None = ...,
         local_folder: _builtins.str = ...,
+        copy_local_files: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_patterns", b"allow_patterns", "ignore_patterns", b"ignore_patterns", "local_folder", b"local_folder", "priority", b"priority", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_patterns", b"allow_patterns", "copy_local_files", b"copy_local_files", "ignore_patterns", b"ignore_patterns", "local_folder", b"local_folder", "priority", b"priority", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2224,3 +2257,109 @@ class ModelUsage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelUsage: _TypeAlias = ModelUsage  # noqa: Y015
+
+@_typing.final
+class FindLocalModelsRequest(_message.Message):
+    """Asks what models other programs have on the service's machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def folders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Absolute paths, at most 16, of Hugging Face caches, models folders of Ollama, or folders with GGUF files and models in safetensors somewhere
+        below them. Empty: the usual places of Hugging Face and Ollama, and the setting `downloader.local_folders`.
+        """
+
+    def __init__(
+        self,
+        *,
+        folders: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folders", b"folders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindLocalModelsRequest: _TypeAlias = FindLocalModelsRequest  # noqa: Y015
+
+@_typing.final
+class FindLocalModelsResponse(_message.Message):
+    """A part of the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___LocalModel:
+        """One that was found."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___LocalModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindLocalModelsResponse: _TypeAlias = FindLocalModelsResponse  # noqa: Y015
+
+@_typing.final
+class LocalModel(_message.Message):
+    """A model that another program has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    NUM_FILES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    COPY_BYTES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    """Where it came from, for CreateDownloadRequest.source: `hf:org/repo@commit`, `ollama:gemma2:9b@sha256:...`, `file:/models/x.gguf`. Empty
+    where a folder could not be looked into, which `problem` tells.
+    """
+    place: Global___LocalPlace.ValueType
+    """What the folder is."""
+    folder: _builtins.str
+    """The folder, for PullOptions.local_folder."""
+    model_id: _builtins.str
+    """An id that it could have here, for CreateDownloadRequest.model_id."""
+    num_files: _builtins.int
+    """Number of its files."""
+    size_bytes: _builtins.int
+    """Bytes of its files."""
+    copy_bytes: _builtins.int
+    """Those of them that an import has to copy: they are on another file system, or belong to another user. The others are shared."""
+    version: _builtins.str
+    """The version that it is here already, `models/{model}/versions/{version}`. Empty if it is not."""
+    problem: _builtins.str
+    """Why it cannot be imported. Empty if it can."""
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        place: Global___LocalPlace.ValueType = ...,
+        folder: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        num_files: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        copy_bytes: _builtins.int = ...,
+        version: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy_bytes", b"copy_bytes", "folder", b"folder", "model_id", b"model_id", "num_files", b"num_files", "place", b"place", "problem", b"problem", "reference", b"reference", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalModel: _TypeAlias = LocalModel  # noqa: Y015

@@ -144,6 +144,11 @@ class DownloaderServiceStub:
                 request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageRequest.SerializeToString,
                 response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageResponse.FromString,
                 _registered_method=True)
+        self.FindLocalModels = channel.unary_stream(
+                '/lares.downloader.v1.DownloaderService/FindLocalModels',
+                request_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.FindLocalModelsRequest.SerializeToString,
+                response_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.FindLocalModelsResponse.FromString,
+                _registered_method=True)
 
 
 class DownloaderServiceServicer:
@@ -313,6 +318,15 @@ class DownloaderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindLocalModels(self, request, context):
+        """Looks for models that other programs have on the service's machine, and ends when it has looked everywhere. It reads names and
+        sizes, and no model. CreateDownload with a model's reference and folder imports it. Whoever may call this service may have it look
+        into every folder that it can read, as `file:` may: it tells names of models there, and what is wrong with them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DownloaderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -420,6 +434,11 @@ def add_DownloaderServiceServicer_to_server(servicer, server):
                     servicer.GetStoreUsage,
                     request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageRequest.FromString,
                     response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageResponse.SerializeToString,
+            ),
+            'FindLocalModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.FindLocalModels,
+                    request_deserializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.FindLocalModelsRequest.FromString,
+                    response_serializer=lares_dot_downloader_dot_v1_dot_downloader__pb2.FindLocalModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -994,6 +1013,33 @@ class DownloaderService:
             '/lares.downloader.v1.DownloaderService/GetStoreUsage',
             lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageRequest.SerializeToString,
             lares_dot_downloader_dot_v1_dot_downloader__pb2.GetStoreUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindLocalModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lares.downloader.v1.DownloaderService/FindLocalModels',
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.FindLocalModelsRequest.SerializeToString,
+            lares_dot_downloader_dot_v1_dot_downloader__pb2.FindLocalModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -99,6 +99,11 @@ class DownloaderServiceStub:
     """
     GetStoreUsage: _grpc.UnaryUnaryMultiCallable[_downloader_pb2.GetStoreUsageRequest, _downloader_pb2.GetStoreUsageResponse]
     """Tells what the store holds, and what more would fit."""
+    FindLocalModels: _grpc.UnaryStreamMultiCallable[_downloader_pb2.FindLocalModelsRequest, _downloader_pb2.FindLocalModelsResponse]
+    """Looks for models that other programs have on the service's machine, and ends when it has looked everywhere. It reads names and
+    sizes, and no model. CreateDownload with a model's reference and folder imports it. Whoever may call this service may have it look
+    into every folder that it can read, as `file:` may: it tells names of models there, and what is wrong with them.
+    """
 
 @_typing.type_check_only
 class DownloaderServiceAsyncStub(DownloaderServiceStub):
@@ -171,6 +176,11 @@ class DownloaderServiceAsyncStub(DownloaderServiceStub):
     """
     GetStoreUsage: _aio.UnaryUnaryMultiCallable[_downloader_pb2.GetStoreUsageRequest, _downloader_pb2.GetStoreUsageResponse]  # type: ignore[assignment]
     """Tells what the store holds, and what more would fit."""
+    FindLocalModels: _aio.UnaryStreamMultiCallable[_downloader_pb2.FindLocalModelsRequest, _downloader_pb2.FindLocalModelsResponse]  # type: ignore[assignment]
+    """Looks for models that other programs have on the service's machine, and ends when it has looked everywhere. It reads names and
+    sizes, and no model. CreateDownload with a model's reference and folder imports it. Whoever may call this service may have it look
+    into every folder that it can read, as `file:` may: it tells names of models there, and what is wrong with them.
+    """
 
 class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
     """DownloaderService owns downloads and the content-addressed store. A model is recorded in the Registry only when every byte of it was
@@ -366,5 +376,16 @@ class DownloaderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_downloader_pb2.GetStoreUsageResponse, _abc.Awaitable[_downloader_pb2.GetStoreUsageResponse]]:
         """Tells what the store holds, and what more would fit."""
+
+    @_abc_1.abstractmethod
+    def FindLocalModels(
+        self,
+        request: _downloader_pb2.FindLocalModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_downloader_pb2.FindLocalModelsResponse], _abc.AsyncIterator[_downloader_pb2.FindLocalModelsResponse]]:
+        """Looks for models that other programs have on the service's machine, and ends when it has looked everywhere. It reads names and
+        sizes, and no model. CreateDownload with a model's reference and folder imports it. Whoever may call this service may have it look
+        into every folder that it can read, as `file:` may: it tells names of models there, and what is wrong with them.
+        """
 
 def add_DownloaderServiceServicer_to_server(servicer: DownloaderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

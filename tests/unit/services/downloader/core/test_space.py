@@ -1,6 +1,7 @@
 """Room in the store: what does not fit is refused before its first byte, or where it crosses the line."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ import pytest
 from services.downloader.adapters.disk_blob_store import DiskBlobStore
 from services.downloader.core.blobs import KEEP_FRESH
 from services.downloader.core.download import Download, DownloadState
-from services.downloader.core.ports import Disk
+from services.downloader.core.ports import Disk, PullRequest, Resolved
 from services.downloader.core.space import SpaceLimits
 from services.kit.errors import DiskFull, StoreFull
 from tests.contract.memory_blob_store import MemoryBlobStore
+from tests.unit.services.downloader.fakes import SlowSource
 from tests.unit.services.downloader.house import House, chunks
 
 
@@ -49,6 +51,44 @@ async def test_a_pull_that_does_not_fit_is_refused_before_its_first_byte(tmp_pat
     assert house.source.num_fetched == 0
     house.source.content = bytes(10)
     assert (await ended(house, "pypi:y==1")).state is DownloadState.SUCCEEDED
+
+
+class SharedSource(SlowSource):
+    """Of a file that another program has on the disk already."""
+
+    async def resolve(self, request: PullRequest) -> Resolved:
+        resolved = await super().resolve(request)
+        return replace(resolved, files=tuple(replace(file, is_shared=True) for file in resolved.files))
+
+
+async def test_what_is_shared_needs_no_room_on_the_disk_and_counts_towards_the_limit(tmp_path: Path) -> None:
+    source = SharedSource(bytes(11))
+    house = House(tmp_path, limits=SpaceLimits(max_store_bytes=20), pulled_from=source)
+    assert isinstance(house.store, MemoryBlobStore)
+    house.store.pretended_disk = Disk(5, 1000)
+    assert (await ended(house, "pypi:x==1")).state is DownloadState.SUCCEEDED
+    assert await house.blobs.space.used_bytes() == 11
+    source.content, source.num_fetched = bytes(10), 0
+    refused = await ended(house, "pypi:y==1")
+    assert refused.failure is not None
+    assert refused.failure.reason == "STORE_FULL"
+    assert source.num_fetched == 0
+    assert await house.blobs.space.used_bytes() == 11
+
+
+async def test_while_it_is_on_its_way_it_leaves_the_disk_to_others(tmp_path: Path) -> None:
+    source = SharedSource(bytes(11), go=False)
+    house = House(tmp_path, pulled_from=source)
+    assert isinstance(house.store, MemoryBlobStore)
+    house.store.pretended_disk = Disk(5, 1000)
+    download = await house.jobs.create("pypi:x==1")
+    await source.fetching.wait()
+    assert await house.blobs.space.used_bytes() == 11
+    await house.write(b"12345")
+    source.go.set()
+    async for _, seen in house.jobs.watch(download.id):
+        download = seen
+    assert download.state is DownloadState.SUCCEEDED
 
 
 @both

@@ -1,5 +1,6 @@
 """Messages <-> domain. Pure functions, in pairs where both ways are needed."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from lares.registry.v1 import registry_pb2
 from services.downloader.core.blobs import WrittenBlob
 from services.downloader.core.catalog import CatalogEntry
 from services.downloader.core.cleanup import CleanUp
-from services.downloader.core.download import Download, DownloadState, FileProgress
+from services.downloader.core.download import Download, DownloadState, FileProgress, PullOptions
 from services.downloader.core.findings import Event, Progress, Summary, ValidatedFile, ValidatedVersion
 from services.downloader.core.garbage import Collected
 from services.downloader.core.leases import lease_name
@@ -28,8 +29,8 @@ def download_id_from_name(name: str) -> str:
     return download_id
 
 
-def download_to_proto(download: Download) -> pb.Download:
-    """As it stands."""
+def download_to_proto(download: Download, files: Sequence[FileProgress] | None = None) -> pb.Download:
+    """As it stands. files: those to tell of; all of them if None."""
     message = pb.Download(
         name=download.name,
         source=download.source,
@@ -41,8 +42,9 @@ def download_to_proto(download: Download) -> pb.Download:
         completed_bytes=download.completed_bytes,
         total_bytes=download.total_bytes,
         bytes_per_second=download.bytes_per_second,
-        files=[_file_to_proto(file) for file in download.files],
+        files=[_file_to_proto(file) for file in (download.files if files is None else files)],
         create_time=_time_to_proto(download.create_time),
+        options=_options_to_proto(download.options),
     )
     if download.eta_s is not None:
         message.eta.CopyFrom(_duration_to_proto(timedelta(seconds=download.eta_s)))
@@ -53,6 +55,35 @@ def download_to_proto(download: Download) -> pb.Download:
         message.start_time.CopyFrom(_time_to_proto(download.start_time))
     if download.end_time is not None:
         message.end_time.CopyFrom(_time_to_proto(download.end_time))
+    return message
+
+
+def options_from_proto(message: pb.PullOptions) -> PullOptions:
+    """Raises InvalidArgument for a timeout that is none."""
+    timeout_s = None
+    if message.HasField("timeout"):
+        try:
+            timeout_s = message.timeout.ToTimedelta().total_seconds()
+        except (ValueError, OverflowError):
+            raise InvalidArgument.at("options.timeout", "must be 1 s to 7 days") from None
+    return PullOptions(
+        allow_patterns=tuple(message.allow_patterns),
+        ignore_patterns=tuple(message.ignore_patterns),
+        priority=message.priority,
+        timeout_s=timeout_s,
+        local_folder=message.local_folder,
+    )
+
+
+def _options_to_proto(options: PullOptions) -> pb.PullOptions:
+    message = pb.PullOptions(
+        allow_patterns=options.allow_patterns,
+        ignore_patterns=options.ignore_patterns,
+        priority=options.priority,
+        local_folder=options.local_folder,
+    )
+    if options.timeout_s is not None:
+        message.timeout.CopyFrom(_duration_to_proto(timedelta(seconds=options.timeout_s)))
     return message
 
 

@@ -12,6 +12,7 @@ from services.downloader import convert
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.cleanup import VersionCleaner
+from services.downloader.core.download import FileProgress, changed_files
 from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
@@ -62,7 +63,10 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         if len(request.request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidArgument.at("request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters")
         download = await self._jobs.create(
-            request.source, model_id=request.model_id, request_id=request.request_id
+            request.source,
+            model_id=request.model_id,
+            request_id=request.request_id,
+            options=convert.options_from_proto(request.options),
         )
         return pb.CreateDownloadResponse(download=convert.download_to_proto(download))
 
@@ -82,7 +86,7 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
         page = await self._jobs.page(states, before_id=str(cursor[0]) if cursor else None, limit=limit + 1)
         shown = page[:limit]
         return pb.ListDownloadsResponse(
-            downloads=[convert.download_to_proto(download) for download in shown],
+            downloads=[convert.download_to_proto(download, files=()) for download in shown],
             next_page_token=encode_cursor(scope, (shown[-1].id,)) if len(page) > limit else "",
         )
 
@@ -91,10 +95,13 @@ class DownloaderServicer(rpc.DownloaderServiceServicer):
     ) -> AsyncIterator[pb.WatchDownloadResponse]:
         """Stream a download's progress."""
         watched = self._jobs.watch(convert.download_id_from_name(request.name))
+        told: tuple[FileProgress, ...] = ()
         async with aclosing(self._host.until_draining(watched)) as events:
             async for sequence, download in events:
+                changed = changed_files(told, download.files)
+                told = download.files
                 yield pb.WatchDownloadResponse(
-                    sequence=sequence, download=convert.download_to_proto(download)
+                    sequence=sequence, download=convert.download_to_proto(download, files=changed)
                 )
 
     async def PauseDownload(

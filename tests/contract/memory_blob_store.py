@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,6 +100,9 @@ class MemoryBlobStore:
     async def size(self, digest: str) -> int | None:
         content = self.bytes_of.get(parse_digest(digest))
         return None if content is None else len(content)
+
+    async def sizes(self, digests: Collection[str]) -> dict[str, int]:
+        return {digest: size for digest in digests if (size := await self.size(digest)) is not None}
 
     async def check(self, blob: Blob) -> None:
         content = self.bytes_of.get(parse_digest(blob.digest))

@@ -46,8 +46,8 @@ class MemoryDownloadStore:
         return self._leases.pop(lease_id, None) is not None
 
     async def keep(self, digests: Iterable[str], until: datetime, *, keeper: str) -> None:
-        for digest in digests:
-            self._kept[digest, keeper] = max(until, self._kept.get((digest, keeper), until))
+        own = {key for key in self._kept if key[1] == keeper} | {(digest, keeper) for digest in digests}
+        self._kept |= {key: max(until, self._kept.get(key, until)) for key in own}
 
     async def let_go(self, keeper: str) -> None:
         self._kept = {key: until for key, until in self._kept.items() if key[1] != keeper}

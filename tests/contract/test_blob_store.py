@@ -59,6 +59,7 @@ async def test_what_is_adopted_is_read_back_from_any_offset(store: BlobStore) ->
     blob = await put(store)
     assert blob == Blob(DIGEST, len(CONTENT))
     assert await store.size(DIGEST) == len(CONTENT)
+    assert await store.sizes({DIGEST, ABSENT}) == {DIGEST: len(CONTENT)}
     assert await store.blobs() == [blob]
     assert store.blob_path(DIGEST).read_bytes() == CONTENT
     for offset in (0, 1, 1_048_576, len(CONTENT) - 1, len(CONTENT)):

@@ -107,6 +107,13 @@ async def test_a_blob_is_kept_until_its_last_keeper_lets_go(store: DownloadStore
     assert await store.kept(NOW) == frozenset()
 
 
+async def test_what_a_keeper_brings_later_prolongs_all_that_it_keeps(store: DownloadStore) -> None:
+    await store.keep(["sha256:a"], NOW + timedelta(hours=1), keeper="one")
+    await store.keep(["sha256:b"], NOW + timedelta(hours=1), keeper="other")
+    await store.keep(["sha256:c"], NOW + timedelta(hours=3), keeper="one")
+    assert await store.kept(NOW + timedelta(hours=2)) == {"sha256:a", "sha256:c"}
+
+
 def test_the_migrations_make_the_tables_that_the_code_means(tmp_path: Path) -> None:
     from alembic import command
 

@@ -17,7 +17,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ from services.downloader.adapters.disk_delete import (
     measure_folder,
 )
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
-from services.downloader.adapters.disk_sync import sync_files, sync_folder
+from services.downloader.adapters.disk_sync import sync_files, sync_folders
 from services.downloader.adapters.disk_views import DiskViews
 from services.downloader.core.ids import new_id
 from services.downloader.core.models import StoredFile
@@ -122,6 +122,13 @@ class DiskBlobStore:
         """Length of a blob, or None."""
         path = self.blob_path(digest)
         return await asyncio.to_thread(_size, path)
+
+    async def sizes(self, digests: Collection[str]) -> dict[str, int]:
+        """Lengths of those that are there."""
+        paths = {digest: self.blob_path(digest) for digest in digests}
+        return await asyncio.to_thread(
+            lambda: {digest: size for digest, path in paths.items() if (size := _size(path)) is not None}
+        )
 
     async def check(self, blob: Blob) -> None:
         """Stat it; read it only if its seal is broken."""
@@ -220,8 +227,7 @@ class DiskBlobStore:
                     file.replace(path)
                     self._stored_bytes += blob.size_bytes - before
                 changed.add(path.parent)
-            for folder in sorted(changed):
-                sync_folder(folder)
+            sync_folders(*sorted(changed))
 
     def _delete(self, digest: str) -> int:
         path = self.blob_path(digest)
@@ -249,8 +255,7 @@ class DiskBlobStore:
             except FileNotFoundError:
                 return False
             self._stored_bytes -= before
-            sync_folder(path.parent)
-            sync_folder(self._quarantine)
+            sync_folders(path.parent, self._quarantine)
         return True
 
     def _drop_put_aside(self, digest: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-# From so many files on, one sync of their whole file system is quicker than one for each.
+# From so many files or folders on, one sync of their whole file system is quicker than one for each.
 _MANY: Final = 32
 
 
@@ -20,10 +20,11 @@ def sync_files(files: Sequence[Path]) -> None:
             _sync(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in it survive a power cut. Windows has no such call, and needs none for NTFS."""
-    if os.name == "posix":
-        _sync(folder, os.O_RDONLY)
+def sync_folders(*folders: Path) -> None:
+    """Make renames in them survive a power cut. Windows has no such call, and needs none for NTFS."""
+    if os.name == "posix" and (len(folders) < _MANY or not _sync_file_system(folders[0])):
+        for folder in folders:
+            _sync(folder, os.O_RDONLY)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -5,9 +5,8 @@ be resumed over a restart and checked, whatever arrives.
 """
 
 import asyncio
-import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +14,7 @@ import httpx2
 
 from services.downloader.adapters.http_client import MAX_DOCUMENT_BYTES, HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
+from services.downloader.adapters.http_small import fetch_small, git_id_of
 from services.downloader.core.ids import as_id
 from services.downloader.core.paths import check_paths
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
@@ -73,6 +73,12 @@ class HfSource:
         if file.git_id is not None:
             await asyncio.to_thread(_check_git_id, file.path, target, file.git_id)
         return sha256
+
+    async def fetch_small(
+        self, files: Mapping[Path, RemoteFile], on_arrived: Callable[[Path], None]
+    ) -> dict[Path, str]:
+        """Bring many at once."""
+        return await fetch_small(self._http(), files, on_arrived)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path
@@ -183,9 +189,7 @@ def _cap(response: httpx2.Response) -> None:
 
 
 def _check_git_id(path: str, file: Path, git_id: str) -> None:
-    """git_id: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects. Raises DigestMismatch."""
-    content = file.read_bytes()
-    found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    if found != git_id:
+    """Raises DigestMismatch."""
+    if git_id_of(file.read_bytes()) != git_id:
         file.unlink()
         raise DigestMismatch(f"{path} is not what the hub's commit holds; nothing of it was kept")

@@ -69,8 +69,9 @@ class HttpLimits:
     """When to lose patience, how much to take, whom to trust.
 
     stall_timeout_s: with no byte at all; min_bytes_per_second: over speed_window_s; max_connections: for one file;
-    grow_interval_s: how long one more is tried before the next; throttle: for all that share it; ca_file: of
-    authorities that are trusted beside the system's.
+    grow_interval_s: how long one more is tried before the next; enough_bytes_per_second: no other is tried, for then
+    it is this machine that is slow; throttle: for all that share it; ca_file: of authorities that are trusted beside
+    the system's.
     """
 
     stall_timeout_s: float = 30.0
@@ -82,6 +83,7 @@ class HttpLimits:
     max_retry_after_s: float = 300.0
     max_connections: int = 8
     grow_interval_s: float = 1.0
+    enough_bytes_per_second: float = 300e6
     throttle: Throttle = field(default_factory=Throttle)
     ca_file: str = ""
 
@@ -134,6 +136,7 @@ class HttpClient:
         self._credentials = dict(credentials or {})
         self._ca_file = ca_file
         self._opened: Connections | None = None
+        self._opening = threading.Lock()
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="transfer")
 
     async def close(self) -> None:
@@ -173,30 +176,40 @@ class HttpClient:
 
         abort: set when its headers do not come in time.
         """
+        answer = await self._in_time(lambda: self.ask(url, headers, abort), url, abort)
+        try:
+            yield answer
+        finally:
+            answer.close()
+
+    def ask(self, url: str, headers: Mapping[str, str], abort: Abort) -> Answer:
+        """As `get`, in the calling thread, which waits as long as its server likes: somebody has to set `abort`."""
         for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._ask(url, headers, abort)
+            answer = self._request(url, headers, abort)
             try:
                 if answer.status not in _REDIRECTS:
                     _check_answer(url, answer)
-                    yield answer
-                    return
+                    return answer
                 url = follow(url, answer.headers.get("location", ""))
-            finally:
+            except BaseException:
                 answer.close()
+                raise
+            answer.close()
         raise SourceUnavailable(f"{shown_url(url)} redirects more than {MAX_REDIRECTS} times")
 
-    async def _ask(self, url: str, headers: Mapping[str, str], abort: Abort) -> Answer:
+    def _request(self, url: str, headers: Mapping[str, str], abort: Abort) -> Answer:
         address = parse_url(url)
         credentials = self._credentials.get(address.origin)
         sent = {"Accept-Encoding": "identity", "User-Agent": "lares", **headers}
         if credentials is not None:
             sent["Authorization"] = credentials
-        if self._opened is None:
-            self._opened = Connections(self.limits.stall_timeout_s, self.limits.tls(self._ca_file))
-        connections = self._opened
-        asking = asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: connections.get(address.url, sent, abort)
-        )
+        with self._opening:
+            if self._opened is None:
+                self._opened = Connections(self.limits.stall_timeout_s, self.limits.tls(self._ca_file))
+        return self._opened.get(address.url, sent, abort)
+
+    async def _in_time(self, ask: Callable[[], Answer], url: str, abort: Abort) -> Answer:
+        asking = asyncio.get_running_loop().run_in_executor(self._threads, ask)
         try:
             # Also against headers that trickle: each read of them would be in time.
             async with asyncio.timeout(self.limits.stall_timeout_s):
@@ -229,8 +242,9 @@ class HttpClient:
 
     async def challenge(self, url: str) -> str:
         """What a 401 for this URL asks for (WWW-Authenticate), or empty. Raises SourceUnavailable."""
+        abort = Abort()
         try:
-            answer = await self._ask(url, {}, Abort())
+            answer = await self._in_time(lambda: self._request(url, {}, abort), url, abort)
         except TryAgain as failure:
             raise failure.error from failure
         answer.close()

@@ -127,6 +127,7 @@ class Connections:
         self._tls = tls
         self._lock = threading.Lock()
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
+        self._proxies: dict[str, SplitResult | None] = {}
 
     def get(self, url: str, headers: Mapping[str, str], abort: Abort) -> Answer:
         """Ask, and wait for the headers. Raises TryAgain, SourceUnavailable."""
@@ -167,7 +168,7 @@ class Connections:
                 connection.connect()
             abort.watch(connection.sock)
             target, sent = _target(url), dict(headers)
-            if (proxy := _proxy_for(url)) is not None and urlsplit(url).scheme == "http":
+            if (proxy := self._proxy_for(url)) is not None and urlsplit(url).scheme == "http":
                 target, sent = url, sent | _proxy_authorization(proxy)
             connection.putrequest("GET", target, skip_accept_encoding=True)
             for name, value in sent.items():
@@ -179,7 +180,7 @@ class Connections:
             raise
 
     def _connection(self, url: str) -> http.client.HTTPConnection:
-        parts, proxy = urlsplit(url), _proxy_for(url)
+        parts, proxy = urlsplit(url), self._proxy_for(url)
         host, port = (proxy or parts).hostname or "", (proxy or parts).port
         if parts.scheme == "http":
             return http.client.HTTPConnection(host, port or 80, timeout=self._timeout_s)
@@ -191,6 +192,13 @@ class Connections:
                 parts.hostname or "", parts.port or 443, headers=_proxy_authorization(proxy)
             )
         return connection
+
+    def _proxy_for(self, url: str) -> SplitResult | None:
+        """The environment's, which is read once for each origin: it is large, and requests are many."""
+        origin = origin_of(url)
+        if origin not in self._proxies:
+            self._proxies[origin] = _environments_proxy(origin)
+        return self._proxies[origin]
 
 
 def _connect(
@@ -245,11 +253,11 @@ def _target(url: str) -> str:
     return urlunsplit(("", "", parts.path or "/", parts.query, ""))
 
 
-def _proxy_for(url: str) -> SplitResult | None:
-    """The environment's proxy for an address. Raises SourceUnavailable for one that we cannot speak to."""
-    parts = urlsplit(url)
+def _environments_proxy(origin: str) -> SplitResult | None:
+    """For what lies there. Raises SourceUnavailable for one that we cannot speak to."""
+    parts = urlsplit(origin)
     proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+    if not proxy or urllib.request.proxy_bypass(parts.netloc):
         return None
     found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if found.scheme != "http" or not found.hostname:

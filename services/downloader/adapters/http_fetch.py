@@ -9,6 +9,7 @@ as long as each makes the file come faster; one that fails just ends.
 """
 
 import asyncio
+import mmap
 import re
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_connection import Abort, Answer, TryAgain
-from services.downloader.adapters.partial_file import PartialFile
+from services.downloader.adapters.partial_file import BLOCK_BYTES, PartialFile
 from services.downloader.core.parts import SEGMENT_BYTES, Range
 from services.downloader.core.ports import OnBytes, RemoteFile
 from services.downloader.core.urls import shown_url
@@ -183,6 +184,8 @@ class _Fetch:
             for _ in range(self._limits.max_connections - 1):
                 if not self._takes_ranges or self._partial.parts.size_bytes is None:
                     return
+                if rate > self._limits.enough_bytes_per_second:
+                    return
                 taken = self._partial.take()
                 if taken is None:
                     return
@@ -279,27 +282,29 @@ class _Fetch:
     def _read(self, answer: Answer, taken: Range) -> None:
         """In a thread. Bytes are gathered before they are written, but not for long."""
         throttle, pace = self._limits.throttle, _Pace(self._limits, self._file.url)
-        buffer = memoryview(bytearray(min(_BUFFER_BYTES, throttle.max_bytes)))
-        filled = 0
+        buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
+        # So aligned in memory as they will be in the file.
+        start = filled = taken.next % BLOCK_BYTES
         try:
-            while num_bytes := answer.read_into(buffer[filled:]):
+            while num_bytes := answer.read_into(buffer[filled : filled + throttle.max_bytes]):
                 pace.count(num_bytes)
                 throttle.take(num_bytes)
                 filled += num_bytes
-                if taken.room(filled) < filled:
-                    filled = taken.room(filled)
+                if taken.room(filled - start) < filled - start:
+                    filled = start + taken.room(filled - start)
                     if taken.end == self._partial.parts.size_bytes:
                         raise DigestMismatch(
                             f"{shown_url(self._file.url)} sends more than its {taken.end} bytes"
                         )
                     return  # Somebody else fetches from here on.
-                if taken.end is None and taken.next + filled > _MAX_UNKNOWN_BYTES:
+                if taken.end is None and taken.next + filled - start > _MAX_UNKNOWN_BYTES:
                     raise DigestMismatch(f"{shown_url(self._file.url)} has no end")
                 if filled == len(buffer) or pace.is_late:
-                    self._write(taken, buffer[:filled])
-                    pace.is_late, filled = False, 0
+                    self._write(taken, buffer[start:filled])
+                    pace.is_late, start = False, taken.next % BLOCK_BYTES
+                    filled = start
         finally:
-            self._write(taken, buffer[:filled])
+            self._write(taken, buffer[start:filled])
 
     def _write(self, taken: Range, chunk: memoryview) -> None:
         self._partial.write(taken, chunk)
@@ -307,7 +312,8 @@ class _Fetch:
 
     def _tell(self) -> None:
         parts = self._partial.parts
-        self._has_written.set()
+        if self._partial.is_behind:
+            self._has_written.set()
         try:
             self._on_bytes(parts.num_bytes, parts.size_bytes)
         except LaresError as error:

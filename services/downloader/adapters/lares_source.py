@@ -9,7 +9,7 @@ the digest that the list says, whatever happened to it on its way. The version k
 the same by it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
+from services.downloader.adapters.http_small import fetch_small
 from services.downloader.core.models import About, Capability, ModelKind
 from services.downloader.core.paths import check_paths
 from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
@@ -99,6 +100,12 @@ class LaresSource:
     async def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
         """Bring a file here; its digest is checked."""
         return await fetch(self._http, file, target, on_bytes)
+
+    async def fetch_small(
+        self, files: Mapping[Path, RemoteFile], on_arrived: Callable[[Path], None]
+    ) -> dict[Path, str]:
+        """Bring many at once."""
+        return await fetch_small(self._http, files, on_arrived)
 
     async def unpack(
         self, request: PullRequest, fetched: Mapping[str, Path], folder: Path

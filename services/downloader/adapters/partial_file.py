@@ -6,10 +6,16 @@
 
 Bytes are written before they are counted, so a kill loses what was not counted and nothing else. A power cut may lose
 more than the counts say; the digest of the whole tells.
+
+A large file goes past the system's page cache where the file system allows it (O_DIRECT): nobody reads it soon, and to
+find memory for its pages would cost more than the write (measured on a virtual machine: 370 MB/s against 2,100).
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import struct
@@ -20,13 +26,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from services.downloader.adapters.disk_errors import translated_disk_errors
-from services.downloader.core.parts import Parts, Range
+from services.downloader.core.parts import SEGMENT_BYTES, Parts, Range
 from services.kit.errors import DataLoss, DiskFull
 
 _READ_BYTES: Final = 1024 * 1024
 # Of one call of `hash`: a moment, so that whoever cancels need not wait for all of a large file.
 _HASH_BYTES: Final = 64 * 1024**2
 _COUNT: Final = struct.Struct("<I")
+
+BLOCK_BYTES: Final = 4096
+"""What is written past the page cache is so aligned, in the file and in memory; the rest takes the usual way."""
 
 
 class PartialFile:
@@ -45,6 +54,8 @@ class PartialFile:
         self._sha256 = hashlib.sha256()
         self._num_hashed = 0
         self._file = -1
+        self._direct = -1
+        self._is_direct = False
         self._map = -1
         self.parts = Parts(None)
         self.validator = ""
@@ -60,6 +71,8 @@ class PartialFile:
         with translated_disk_errors(self._path):
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             num_bytes = os.fstat(self._file).st_size
+            if size_bytes is not None and size_bytes > SEGMENT_BYTES:
+                self._open_direct()
             counts = self._counts()
             if counts is not None and num_bytes < Parts(size_bytes, counts).extent:
                 # A power cut took bytes that were counted: which ones, nobody knows.
@@ -98,14 +111,20 @@ class PartialFile:
 
         Raises DiskFull; what fitted is kept.
         """
-        # The end may come nearer while this is written: what is beyond it is written twice, and the same.
+        # The end may come nearer while this is written, but never so near: `Parts.split` sees to that.
         chunk = chunk[: taken.room(len(chunk))]
         while chunk:
             with translated_disk_errors(self._path):
-                num_bytes = _write_at(self._file, chunk, taken.next)
+                num_bytes = self._put(chunk, taken.next)
+            # Read back later where they are not the next ones, or somebody reads back just now.
+            if self._hash_lock.acquire(blocking=False):
+                if taken.next == self._num_hashed:
+                    self._sha256.update(chunk[:num_bytes])
+                    self._num_hashed += num_bytes
+                self._hash_lock.release()
             chunk = chunk[num_bytes:]
             with self._lock:
-                changed = self.parts.wrote(taken, taken.room(num_bytes))
+                changed = self.parts.wrote(taken, num_bytes)
                 if self._map >= 0:
                     self._count(changed)
         return not taken.is_done
@@ -126,13 +145,19 @@ class PartialFile:
         """Go on with the hash of what is here without a gap, for a while. Whether there is more to read."""
         with self._hash_lock:
             end = min(self.parts.frontier, self._num_hashed + _HASH_BYTES)
+            buffer = memoryview(mmap.mmap(-1, _READ_BYTES)) if self._num_hashed < end else memoryview(b"")
             while self._num_hashed < end:
-                chunk = _read_at(self._file, min(_READ_BYTES, end - self._num_hashed), self._num_hashed)
-                if not chunk:
+                num_bytes = min(self._get(buffer, self._num_hashed), end - self._num_hashed)
+                if not num_bytes:
                     raise DataLoss(f"{self._path.name} is shorter on disk than what was written to it")
-                self._sha256.update(chunk)
-                self._num_hashed += len(chunk)
-            return self._num_hashed < self.parts.frontier
+                self._sha256.update(buffer[:num_bytes])
+                self._num_hashed += num_bytes
+            return self.is_behind
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something to hash."""
+        return self._num_hashed < self.parts.frontier
 
     @property
     def sha256(self) -> str:
@@ -147,10 +172,38 @@ class PartialFile:
 
     def close(self) -> None:
         """Keep what has arrived."""
-        for descriptor in (self._file, self._map):
+        for descriptor in (self._file, self._direct, self._map):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._file = self._map = -1
+        self._file = self._direct = self._map = -1
+        self._is_direct = False
+
+    def _open_direct(self) -> None:
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # A file system that has no such way.
+                self._direct = os.open(self._path, os.O_RDWR | os.O_DIRECT)
+                self._is_direct = True
+
+    def _put(self, chunk: memoryview, offset: int) -> int:
+        """Write some of it. Returns how many bytes."""
+        num_whole = len(chunk) - len(chunk) % BLOCK_BYTES
+        if self._is_direct and num_whole and offset % BLOCK_BYTES == 0:
+            try:
+                return _write_at(self._direct, chunk[:num_whole], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._is_direct = False  # Its blocks are larger than ours.
+        num_odd = -offset % BLOCK_BYTES if self._is_direct else 0
+        return _write_at(self._file, chunk[: num_odd or len(chunk)], offset)
+
+    def _get(self, buffer: memoryview, offset: int) -> int:
+        """Fill it with what lies there. Returns how many bytes."""
+        if sys.platform == "linux" and self._is_direct and offset % BLOCK_BYTES == 0:
+            return os.preadv(self._direct, [buffer], offset)
+        chunk = _read_at(self._file, len(buffer), offset)
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
     def _make_map(self) -> None:
         # Renamed when it is whole: half a map would say that nothing is here.

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Table, delete, insert, select, update
 from sqlalchemy.engine import URL, Row
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,7 @@ from services.downloader.core.download import (
     DownloadState,
     Failure,
     FileProgress,
+    PullOptions,
 )
 from services.downloader.core.ports import Lease
 from services.kit.database import Database
@@ -93,16 +94,16 @@ class SqlStore:
         """Keep blobs from garbage collection for a download or a writer, at least until then."""
         wanted = set(digests)
         own = kept_blobs.c.keeper == keeper
-        is_shorter = own & (kept_blobs.c.digest == bindparam("this")) & (kept_blobs.c.expire_time < until)
 
         def work(session: Session) -> None:
-            known = set(session.execute(select(kept_blobs.c.digest).where(own)).scalars()) & wanted
-            rows = [{"digest": digest, "keeper": keeper, "expire_time": until} for digest in wanted - known]
-            if rows:
-                session.execute(insert(kept_blobs), rows)
-            if known:
-                prolong = update(kept_blobs).where(is_shorter).values(expire_time=until)
-                session.connection().execute(prolong, [{"this": digest} for digest in known])
+            # All of its own, in one statement: what one keeper brings is recorded together.
+            session.execute(
+                update(kept_blobs).where(own, kept_blobs.c.expire_time < until).values(expire_time=until)
+            )
+            new = wanted - set(session.execute(select(kept_blobs.c.digest).where(own)).scalars())
+            if new:
+                rows = [{"digest": digest, "keeper": keeper, "expire_time": until} for digest in new]
+                session.connection().execute(insert(kept_blobs), rows)
 
         await self._database.run(work)
 
@@ -156,6 +157,7 @@ def _download_to_row(download: Download) -> dict[str, Any]:
         "create_time": download.create_time,
         "start_time": download.start_time,
         "end_time": download.end_time,
+        "options": asdict(download.options),
     }
 
 
@@ -175,6 +177,13 @@ def _download_from_row(row: Row[Any]) -> Download:
         create_time=row.create_time,
         start_time=row.start_time,
         end_time=row.end_time,
+        options=_options_from_json(row.options or {}),
+    )
+
+
+def _options_from_json(options: dict[str, Any]) -> PullOptions:
+    return PullOptions(
+        **options | {name: tuple(options.get(name, ())) for name in ("allow_patterns", "ignore_patterns")}
     )
 
 

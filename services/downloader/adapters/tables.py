@@ -31,6 +31,8 @@ downloads = Table(
     Column("create_time", UtcTime, nullable=False),
     Column("start_time", UtcTime),
     Column("end_time", UtcTime),
+    # Null for a download from before there were any.
+    Column("options", JSON),
 )
 
 leases = Table(

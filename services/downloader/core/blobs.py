@@ -80,11 +80,17 @@ class Blobs:
 
     async def keep(self, blobs: Collection[Blob], *, keeper: str) -> None:
         """Keep blobs from now on that are about to be referred to. Raises BlobNotFound if one is gone."""
+        sizes = await self.keep_present({blob.digest for blob in blobs}, keeper=keeper)
+        for blob in blobs:
+            if sizes.get(blob.digest) != blob.size_bytes:
+                raise BlobNotFound.named(blob.digest)
+
+    async def keep_present(self, digests: Collection[str], *, keeper: str) -> dict[str, int]:
+        """Keep those of some blobs from now on that are here. Returns their lengths."""
         async with self.lock:
-            for blob in blobs:
-                if await self.store.size(blob.digest) != blob.size_bytes:
-                    raise BlobNotFound.named(blob.digest)
-            await self.records.keep((blob.digest for blob in blobs), self.now() + KEEP_FRESH, keeper=keeper)
+            sizes = await self.store.sizes(digests)
+            await self.records.keep(sizes, self.now() + KEEP_FRESH, keeper=keeper)
+        return sizes
 
     async def held(self) -> set[str]:
         """Digests that no collection takes now, referred to or not: fresh ones, and those under a lease."""

@@ -73,8 +73,9 @@ class VersionCleaner:
             return CleanUp(tuple(removed), sum(sizes.values()), tuple(kept))
         gone = [version async for version in self._delete(removed, kept)]
         await self._garbage.collect()
-        freed = [size for digest, size in sizes.items() if await self._blobs.store.size(digest) is None]
-        return CleanUp(tuple(gone), sum(freed), tuple(kept))
+        left = await self._blobs.store.sizes(sizes)
+        freed_bytes = sum(size for digest, size in sizes.items() if digest not in left)
+        return CleanUp(tuple(gone), freed_bytes, tuple(kept))
 
     async def _delete(
         self, versions: Sequence[ListedVersion], kept: list[tuple[ListedVersion, KeepReason]]
@@ -126,8 +127,7 @@ class VersionCleaner:
         }
         needed |= await self._blobs.held()
         going = {file.digest for version in removed for file in version.all_files} - needed
-        sizes = {digest: await self._blobs.store.size(digest) for digest in going}
-        return {digest: size for digest, size in sizes.items() if size is not None}
+        return await self._blobs.store.sizes(going)
 
 
 def _check_known(wanted: set[str], current: Mapping[str, str]) -> None:

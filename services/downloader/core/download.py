@@ -9,9 +9,11 @@
 All values are frozen: a step makes a new one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
+from typing import Final
 
 from services.kit.errors import JobFinished, LaresError
 from services.kit.names import resource_name
@@ -59,6 +61,14 @@ class FileProgress:
     total_bytes: int | None = None
 
 
+def changed_files(before: Sequence[FileProgress], now: Sequence[FileProgress]) -> Sequence[FileProgress]:
+    """Those of `now` that are not as they were; all of them if they are others altogether."""
+    if len(before) != len(now):
+        return now
+    # What did not change is the same object, so that thousands of files cost little.
+    return [new for old, new in zip(before, now, strict=True) if new is not old]
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why it failed. reason: stable, of the error's class; message: for people."""
@@ -70,6 +80,23 @@ class Failure:
     def of(cls, error: LaresError) -> "Failure":
         """As a caller would have been told."""
         return cls(error.reason, error.message)
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """How a model is to be pulled. Globs as in the contract; timeout_s: None for the service's setting.
+
+    local_folder: of this machine, has the files already; empty: they are fetched.
+    """
+
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+    priority: int = 0
+    timeout_s: float | None = None
+    local_folder: str = ""
+
+
+DEFAULT_OPTIONS: Final = PullOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +118,7 @@ class Download:
     start_time: datetime | None = None
     end_time: datetime | None = None
     request_id: str = ""
+    options: PullOptions = DEFAULT_OPTIONS
 
     @property
     def name(self) -> str:

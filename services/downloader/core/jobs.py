@@ -16,11 +16,13 @@ import structlog
 from services.downloader.core.blobs import utc_now
 from services.downloader.core.catalog import Catalog, Plan
 from services.downloader.core.download import (
+    DEFAULT_OPTIONS,
     Download,
     DownloadPhase,
     DownloadState,
     Failure,
     FileProgress,
+    PullOptions,
 )
 from services.downloader.core.ids import new_id
 from services.downloader.core.ports import DownloadStore, RemoteFile
@@ -95,7 +97,14 @@ class DownloadJobs:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def create(self, source: str, *, model_id: str = "", request_id: str = "") -> Download:
+    async def create(
+        self,
+        source: str,
+        *,
+        model_id: str = "",
+        request_id: str = "",
+        options: PullOptions = DEFAULT_OPTIONS,
+    ) -> Download:
         """Begin a download, or join the one that is under way. Raises InvalidReference, SourceNotFound, QueueFull."""
         plan = self._catalog.plan(source, model_id=model_id)
         async with self._changing:
@@ -103,13 +112,19 @@ class DownloadJobs:
                 return await self.get(first.id)
             active = [each.download for each in self._live.values() if each.download.state.is_active]
             for download in active:
-                if (download.source, download.model_id) == (plan.source, plan.model_id):
+                if (download.source, download.model_id, download.options) == (
+                    plan.source,
+                    plan.model_id,
+                    options,
+                ):
                     return download
             if len(active) >= MAX_QUEUED:
                 raise QueueFull(
                     f"{len(active)} downloads are waiting already; try again when some have ended"
                 )
-            download = Download(new_id(), plan.source, plan.model_id, utc_now(), request_id=request_id)
+            download = Download(
+                new_id(), plan.source, plan.model_id, utc_now(), request_id=request_id, options=options
+            )
             # Recorded first: garbage collection knows an ingest folder by its download.
             await self._records.save_download(download)
             await self._inherit(download)

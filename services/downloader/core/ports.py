@@ -1,14 +1,23 @@
 """What the core needs from outside. Each port is fulfilled by an adapter, and by a fake in the tests."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from services.downloader.core.catalog import Layout
-from services.downloader.core.download import Download, DownloadState
+from services.downloader.core.download import DEFAULT_OPTIONS, Download, DownloadState, PullOptions
 from services.downloader.core.models import (
     About,
     Facts,
@@ -124,6 +133,9 @@ class BlobStore(Protocol):
     async def size(self, digest: str) -> int | None:
         """Length of a blob, or None if it is not there."""
 
+    async def sizes(self, digests: Collection[str]) -> dict[str, int]:
+        """Lengths of those of many blobs that are there."""
+
     async def check(self, blob: Blob) -> None:
         """That it is there, has its size, and was not touched since it was verified. Raises CorruptBlob."""
 
@@ -187,6 +199,7 @@ class PullRequest:
 
     refs: tuple[ModelRef, ...]
     layout: Layout
+    options: PullOptions = DEFAULT_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +249,20 @@ class Source(Protocol):
         folder: an empty one, for files that have to be made.
 
         Raises UnsupportedFormat, DigestMismatch, DiskFull.
+        """
+
+
+@runtime_checkable
+class ManyFiles(Protocol):
+    """What a source has besides, if its models may be of many small files."""
+
+    async def fetch_small(
+        self, files: Mapping[Path, RemoteFile], on_arrived: Callable[[Path], None]
+    ) -> dict[Path, str]:
+        """Bring the small ones of some files to the paths that they are under, as far as that goes at the first try.
+
+        on_arrived: told of each that is here; may raise a LaresError, as with `fetch`. Returns the sha256, in hex, of
+        each; the others are to be fetched. Raises DiskFull.
         """
 
 
@@ -373,7 +400,7 @@ class DownloadStore(Protocol):
         """Whether it was there."""
 
     async def keep(self, digests: Iterable[str], until: datetime, *, keeper: str) -> None:
-        """Keep blobs from garbage collection for a download or a writer, at least until then."""
+        """Keep blobs from garbage collection for a download or a writer, with all it keeps, at least until then."""
 
     async def let_go(self, keeper: str) -> None:
         """What was kept for it alone is kept no more."""

@@ -7,6 +7,7 @@ stored, and the registry hears of a version only when all of it is.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from services.downloader.core.ports import (
     Blob,
     Inspector,
     LocalFile,
+    ManyFiles,
     ModelRegistry,
     PullRequest,
     RemoteFile,
@@ -38,7 +40,6 @@ from services.downloader.core.ports import (
 from services.downloader.core.space import Claim
 from services.downloader.core.transfers import Transfer, Transfers
 from services.kit.errors import (
-    BlobNotFound,
     CorruptBlob,
     InvalidReference,
     ModelExists,
@@ -102,7 +103,7 @@ class Puller:
 
     async def _pull(self, download: Download, plan: Plan, report: Reporter, claim: Claim) -> str:
         source = self._source(plan)
-        request = PullRequest(plan.refs, plan.layout)
+        request = PullRequest(plan.refs, plan.layout, download.options)
         report.enter(DownloadPhase.RESOLVING)
         await self._check_origin(plan)
         resolved = await source.resolve(request)
@@ -113,7 +114,7 @@ class Puller:
             return version_name(plan.model_id, resolved.version_id)
         report.resolved(resolved.source, resolved.files)
         report.enter(DownloadPhase.FETCHING)
-        await claim.expect(await self._size_to_fetch(resolved.files))
+        await claim.expect(await self._missing_bytes(resolved.files))
         fetched = await self._fetch(source, resolved, download.id, report, claim)
         report.enter(DownloadPhase.UNPACKING)
         folder = await asyncio.to_thread(_empty_folder, self.blobs.store.ingest(download.id))
@@ -163,13 +164,10 @@ class Puller:
             return False
         return True
 
-    async def _size_to_fetch(self, files: Sequence[RemoteFile]) -> int:
+    async def _missing_bytes(self, files: Sequence[RemoteFile]) -> int:
         """Bytes of what is not here, as far as the source tells: the rest is counted as it comes."""
-        size_bytes = 0
-        for file in files:
-            if file.sha256 is None or await self.blobs.store.size(f"sha256:{file.sha256}") is None:
-                size_bytes += file.size_bytes or 0
-        return size_bytes
+        here = await self.blobs.store.sizes({_digest(file) for file in files if file.sha256 is not None})
+        return sum(file.size_bytes or 0 for file in files if file.sha256 is None or _digest(file) not in here)
 
     async def _fetch(
         self, source: Source, resolved: Resolved, name: str, report: Reporter, claim: Claim
@@ -179,8 +177,10 @@ class Puller:
         Small files several at once, for each waits mostly; large ones one after another, each with the whole line.
         """
         ingest = self.blobs.store.ingest(name)
+        files = resolved.files
         # Numbered, so that no name of theirs becomes one of ours.
-        targets = [ingest / f"{index:05}.part" for index in range(len(resolved.files))]
+        targets = [ingest / f"{index:05}.part" for index in range(len(files))]
+        numbers = {target: index for index, target in enumerate(targets)}
         fetched = _Fetched()
         arrivals: dict[int, int] = {}
         total_bytes = 0
@@ -191,6 +191,10 @@ class Puller:
             arrivals[index] = num_bytes
             claim.arrived(total_bytes)
             report.arrived(index, num_bytes, size_bytes)
+
+        def came(target: Path) -> None:
+            size_bytes = files[numbers[target]].size_bytes or 0
+            arrived(numbers[target], size_bytes, size_bytes)
 
         def found(index: int, blob: Blob) -> None:
             targets[index] = self.blobs.store.blob_path(blob.digest)
@@ -206,11 +210,12 @@ class Puller:
             found(index, blob)
 
         async def bring(index: int) -> None:
-            file = resolved.files[index]
+            file = files[index]
             transfer = Transfer(name)
             if file.sha256 is not None:
-                transfer = await self.transfers.begin(f"sha256:{file.sha256}", name)
-            if (blob := await self._stored(file, name)) is not None:
+                transfer = await self.transfers.begin(_digest(file), name)
+            # Once more: another may have brought it since.
+            for blob in (await self._stored([file], name)).values():
                 found(index, blob)
                 await transfer.end()
                 return
@@ -219,32 +224,38 @@ class Puller:
             )
             transfer.arrived(functools.partial(store, index))
 
-        is_small = [
-            file.size_bytes is not None and file.size_bytes <= _SMALL_BYTES for file in resolved.files
-        ]
-        await each([index for index, small in enumerate(is_small) if small], bring, at_once=_SMALL_AT_ONCE)
-        await each([index for index, small in enumerate(is_small) if not small], bring, at_once=1)
+        for index, blob in (await self._stored(files, name)).items():
+            found(index, blob)
+        missing = [index for index, target in enumerate(targets) if target not in fetched.stored]
+        if isinstance(source, ManyFiles):
+            # Of these nobody waits for another's: that would take longer than to fetch one twice.
+            fetched.sha256s.update(
+                await source.fetch_small({targets[index]: files[index] for index in missing}, came)
+            )
+            missing = [index for index in missing if targets[index] not in fetched.sha256s]
+        small: list[int] = []
+        large: list[int] = []
+        for index in missing:
+            size_bytes = files[index].size_bytes
+            (large if size_bytes is None or size_bytes > _SMALL_BYTES else small).append(index)
+        await each(small, bring, at_once=_SMALL_AT_ONCE)
+        await each(large, bring, at_once=1)
         await self.transfers.settle(name)
-        fetched.paths.update(
-            (file.path, target) for file, target in zip(resolved.files, targets, strict=True)
-        )
+        fetched.paths.update((file.path, target) for file, target in zip(files, targets, strict=True))
         return fetched
 
-    async def _stored(self, file: RemoteFile, keeper: str) -> Blob | None:
-        """The blob that a file would become, if it is here and whole: of another model, or from before a kill."""
-        if file.sha256 is None:
-            return None
-        digest = f"sha256:{file.sha256}"
-        size_bytes = await self.blobs.store.size(digest)
-        if size_bytes is None:
-            return None
-        blob = Blob(digest, size_bytes)
-        try:
-            await self.blobs.keep([blob], keeper=keeper)
-            await self.blobs.store.verify(blob)
-        except (BlobNotFound, CorruptBlob):
-            return None
-        return blob
+    async def _stored(self, files: Sequence[RemoteFile], keeper: str) -> dict[int, Blob]:
+        """Of files by their numbers, the blobs that are here and whole: of another model, or from before a kill."""
+        digests = {index: _digest(file) for index, file in enumerate(files) if file.sha256 is not None}
+        sizes = await self.blobs.keep_present(set(digests.values()), keeper=keeper)
+        found = {}
+        for index, digest in digests.items():
+            if digest in sizes:
+                blob = Blob(digest, sizes[digest])
+                with contextlib.suppress(CorruptBlob):
+                    await self.blobs.store.verify(blob)
+                    found[index] = blob
+        return found
 
     async def _store(self, files: Sequence[LocalFile], fetched: _Fetched, keeper: str) -> list[StoredFile]:
         stored = dict(fetched.stored)
@@ -304,6 +315,10 @@ class Puller:
             except Unavailable:
                 await self.sleep(min(_MAX_WAIT_S, 0.25 * 2.0**attempt))
         return await ask()
+
+
+def _digest(file: RemoteFile) -> str:
+    return f"sha256:{file.sha256}"
 
 
 def _size_to_store(files: Sequence[LocalFile], fetched: _Fetched) -> int:

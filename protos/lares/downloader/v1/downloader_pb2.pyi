@@ -256,6 +256,7 @@ class Download(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `downloads/{download}`. Output only."""
     source: _builtins.str
@@ -282,7 +283,9 @@ class Download(_message.Message):
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileProgress]:
-        """The files, each with its own progress."""
+        """The files, each with its own progress. In a list of downloads they are left out; in WatchDownload the first message has all of them,
+        each later one those that changed since the message before.
+        """
 
     @_builtins.property
     def failure(self) -> Global___Failure:
@@ -299,6 +302,10 @@ class Download(_message.Message):
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended. Unset until then."""
+
+    @_builtins.property
+    def options(self) -> Global___PullOptions:
+        """How it was asked for."""
 
     def __init__(
         self,
@@ -319,16 +326,65 @@ class Download(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        options: Global___PullOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes", "create_time", b"create_time", "end_time", b"end_time", "eta", b"eta", "failure", b"failure", "start_time", b"start_time", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes", "create_time", b"create_time", "end_time", b"end_time", "eta", b"eta", "failure", b"failure", "options", b"options", "start_time", b"start_time", "total_bytes", b"total_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes", "bytes_per_second", b"bytes_per_second", "completed_bytes", b"completed_bytes", "create_time", b"create_time", "end_time", b"end_time", "eta", b"eta", "failure", b"failure", "files", b"files", "model", b"model", "name", b"name", "phase", b"phase", "resolved_source", b"resolved_source", "source", b"source", "start_time", b"start_time", "state", b"state", "total_bytes", b"total_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes", "bytes_per_second", b"bytes_per_second", "completed_bytes", b"completed_bytes", "create_time", b"create_time", "end_time", b"end_time", "eta", b"eta", "failure", b"failure", "files", b"files", "model", b"model", "name", b"name", "options", b"options", "phase", b"phase", "resolved_source", b"resolved_source", "source", b"source", "start_time", b"start_time", "state", b"state", "total_bytes", b"total_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__total_bytes: _TypeAlias = _typing.Literal["total_bytes"]  # noqa: Y015
     _WhichOneofArgType__total_bytes: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__total_bytes) -> _WhichOneofReturnType__total_bytes | None: ...
 
 Global___Download: _TypeAlias = Download  # noqa: Y015
+
+@_typing.final
+class PullOptions(_message.Message):
+    """How a model is to be pulled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOW_PATTERNS_FIELD_NUMBER: _builtins.int
+    IGNORE_PATTERNS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    LOCAL_FOLDER_FIELD_NUMBER: _builtins.int
+    priority: _builtins.int
+    """Those with more go first while they wait for their turn; -100 to 100."""
+    local_folder: _builtins.str
+    """A folder of the service's machine that has the files already, such as a Hugging Face cache. They are taken from there, without a copy
+    where the file system allows it, and nothing is asked of the network. Empty: they are fetched.
+    """
+    @_builtins.property
+    def allow_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the files that the source has, only those that one of these globs matches: `*.json`, `onnx/*`. Empty: those that make up the model.
+        At most 64, of at most 256 characters.
+        """
+
+    @_builtins.property
+    def ignore_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """None that one of these globs matches. Limits as for allow_patterns."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """The download fails with DOWNLOAD_TIMEOUT when it has run for so long, 1 s to 7 days; what has arrived is kept. Unset: the service's setting."""
+
+    def __init__(
+        self,
+        *,
+        allow_patterns: _abc.Iterable[_builtins.str] | None = ...,
+        ignore_patterns: _abc.Iterable[_builtins.str] | None = ...,
+        priority: _builtins.int = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        local_folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_patterns", b"allow_patterns", "ignore_patterns", b"ignore_patterns", "local_folder", b"local_folder", "priority", b"priority", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullOptions: _TypeAlias = PullOptions  # noqa: Y015
 
 @_typing.final
 class FileProgress(_message.Message):
@@ -397,22 +453,28 @@ class CreateDownloadRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """What to download; see Download.source."""
     model_id: _builtins.str
     """Id of the model it becomes. Empty: the catalogue's name, or one made from the source."""
     request_id: _builtins.str
     """A repeated request with the same id returns the first one's download."""
+    @_builtins.property
+    def options(self) -> Global___PullOptions:
+        """How to pull it."""
+
     def __init__(
         self,
         *,
         source: _builtins.str = ...,
         model_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        options: Global___PullOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "options", b"options", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -104,8 +104,11 @@ async def registry(host: Host, server: GrpcServer) -> "registry_rpc.RegistryServ
     return registry_rpc.RegistryServiceStub(host.channel("registry"))
 
 
-async def create(downloader: "rpc.DownloaderServiceAsyncStub", source: str, **fields: str) -> pb.Download:
-    return (await downloader.CreateDownload(pb.CreateDownloadRequest(source=source, **fields))).download
+async def create(
+    downloader: "rpc.DownloaderServiceAsyncStub", source: str, *, model_id: str = "", request_id: str = ""
+) -> pb.Download:
+    request = pb.CreateDownloadRequest(source=source, model_id=model_id, request_id=request_id)
+    return (await downloader.CreateDownload(request)).download
 
 
 async def ended(downloader: "rpc.DownloaderServiceAsyncStub", download: pb.Download) -> pb.Download:

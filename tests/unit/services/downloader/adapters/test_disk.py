@@ -1,6 +1,8 @@
 """Full disks, locks and links, on a real disk."""
 
 import asyncio
+import hashlib
+import mmap
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 
 from services.downloader.adapters.disk_blob_store import DiskBlobStore, DiskIngestFile
 from services.downloader.adapters.folder_lock import FolderLock
-from services.downloader.adapters.partial_file import PartialFile
+from services.downloader.adapters.partial_file import BLOCK_BYTES, PartialFile
 from services.downloader.core.models import StoredFile
 from services.downloader.core.parts import SEGMENT_BYTES
 from services.downloader.core.ports import Arrival
@@ -51,6 +53,37 @@ async def test_a_partial_file_of_something_else_is_begun_anew(tmp_path: Path) ->
     partial.open(None)
     assert partial.parts.num_bytes == 0
     partial.close()
+
+
+@pytest.mark.parametrize("step", [1_048_576, 4096, 4095, 100_001, SEGMENT_BYTES])
+@pytest.mark.parametrize("is_aligned", [True, False])
+def test_a_large_file_is_what_was_written_however_it_was_cut(
+    tmp_path: Path, step: int, *, is_aligned: bool
+) -> None:
+    content = os.urandom(SEGMENT_BYTES + 12_345)
+    memory = memoryview(mmap.mmap(-1, 2 * len(content)))
+    at = 0
+    while at < len(content):
+        partial = PartialFile(tmp_path / "f", "identity")
+        partial.open(len(content))
+        if not at:
+            partial.begin('"1"', len(content))
+        assert (partial.parts.num_bytes, partial.is_behind) == (at, at > 0)
+        while partial.hash():
+            pass
+        taken = partial.take()
+        assert taken is not None
+        # A few pieces, then it is opened anew.
+        for _ in range(700):
+            start = at % BLOCK_BYTES if is_aligned else 1
+            piece = content[at : at + step]
+            memory[start : start + len(piece)] = piece
+            partial.write(taken, memory[start : start + len(piece)])
+            at += len(piece)
+        assert not partial.is_behind
+        assert partial.sha256 == hashlib.sha256(content[:at]).hexdigest()
+        partial.close()
+    assert (tmp_path / "f").read_bytes() == content
 
 
 async def test_what_a_power_cut_took_of_a_partial_file_with_gaps_is_not_believed(tmp_path: Path) -> None:

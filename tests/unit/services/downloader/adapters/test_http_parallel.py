@@ -57,7 +57,8 @@ async def listening(
 
 @contextlib.asynccontextmanager
 async def client(**limits: float) -> AsyncIterator[HttpClient]:
-    made = HttpClient(limits=HttpLimits(**{"grow_interval_s": 0.05, "first_backoff_s": 0.001, **limits}))  # type: ignore[arg-type]  # Of mixed types.
+    quick = {"grow_interval_s": 0.05, "enough_bytes_per_second": 1e12, "first_backoff_s": 0.001}
+    made = HttpClient(limits=HttpLimits(**{**quick, **limits}))  # type: ignore[arg-type]  # Of mixed types.
     yield made
     await made.close()
 

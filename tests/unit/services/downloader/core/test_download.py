@@ -10,6 +10,7 @@ from services.downloader.core.download import (
     DownloadState,
     Failure,
     FileProgress,
+    changed_files,
 )
 from services.downloader.core.ids import as_id, new_id
 from services.downloader.core.models import Capability, Format, ModelKind
@@ -20,6 +21,14 @@ from services.kit.names import parse_id
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 QUEUED = Download("d", "pypi:x", "x", NOW)
 RUNNING = QUEUED.started(NOW)
+
+
+def test_of_many_files_only_those_that_changed_are_told_again() -> None:
+    before = (FileProgress("a", 1, 3), FileProgress("b", 2, 3))
+    now = (before[0], FileProgress("b", 3, 3))
+    assert changed_files((), before) == before
+    assert changed_files(before, now) == [now[1]]
+    assert changed_files(before, before[:1]) == before[:1]
 
 
 def test_a_download_runs_through_its_phases_to_success() -> None:

@@ -9,7 +9,7 @@ import inspect
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from services.downloader import service
-from services.downloader.adapters import disk_blob_store, local_files, partial_file
+from services.downloader.adapters import disk_blob_store, http_small, local_files, partial_file
 from services.downloader.adapters.http_client import HttpLimits
 from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.core import parts
@@ -34,17 +34,17 @@ from services.kit.process import run_until_signalled
 from services.kit.server import GrpcServer
 from services.kit.settings import Settings
 
-# The steps between a first byte and a record in the registry: (where it is looked up, its name).
-STEPS: Final[Mapping[str, tuple[Any, str]]] = {
-    "write": (partial_file, "_write_at"),
-    "copy": (local_files._Copy, "step"),
-    "sync": (disk_blob_store, "sync_files"),
-    "verify": (disk_blob_store, "_examined"),
-    "seal": (disk_blob_store, "_seal"),
-    "rename": (Path, "replace"),
-    "folder sync": (disk_blob_store, "sync_folders"),
-    "commit": (Engine, "commit"),
-    "record": (RegistryClient, "record"),
+# The steps between a first byte and a record in the registry: where each is looked up, and its name there.
+STEPS: Final[Mapping[str, Sequence[tuple[Any, str]]]] = {
+    "write": [(partial_file, "_write_at"), (http_small, "write_all")],
+    "copy": [(local_files._Copy, "step")],
+    "sync": [(disk_blob_store, "sync_files")],
+    "verify": [(disk_blob_store, "_examined")],
+    "seal": [(disk_blob_store, "_seal")],
+    "rename": [(Path, "replace")],
+    "folder sync": [(disk_blob_store, "sync_folders")],
+    "commit": [(Engine, "commit")],
+    "record": [(RegistryClient, "record")],
 }
 
 
@@ -207,7 +207,7 @@ def _count(calls: Counter[str], death: Death) -> None:
 
         return call
 
-    for step, (owner, name) in STEPS.items():
+    for step, (owner, name) in ((step, place) for step, places in STEPS.items() for place in places):
         if owner is Engine:
             event.listen(Engine, "commit", lambda _: come_to("commit", afterwards=False))
         else:

@@ -27,6 +27,7 @@ class Relay:
         self._pause_at: int | None = None
         self._go = asyncio.Event()
         self._sending: set[asyncio.StreamWriter] = set()
+        self._handlers: set[asyncio.Task[None]] = set()
 
     def lead_to(self, url: str) -> None:
         """The server that answers."""
@@ -41,20 +42,37 @@ class Relay:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
+        try:
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await self._relay(reader, writer)
+        finally:
+            self._handlers.discard(handler)
+            writer.transport.abort()
+
+    async def stop(self) -> None:
+        """End all connections."""
+        for handler in self._handlers:
+            handler.cancel()
+        await asyncio.gather(*self._handlers)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.set_write_buffer_limits(0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT_BYTES)
-        with contextlib.suppress(OSError):
-            answers, questions = await asyncio.open_connection(*self._target)
-            asking = asyncio.create_task(_pump(reader, questions))
-            self._sending.add(writer)
-            try:
-                await self._send(answers, writer)
-            finally:
-                self._sending.discard(writer)
-                asking.cancel()
-                await asyncio.wait([asking])
-                questions.close()
-        writer.close()
+        answers, questions = await asyncio.open_connection(*self._target)
+        asking = asyncio.create_task(_pump(reader, questions))
+        self._sending.add(writer)
+        try:
+            await self._send(answers, writer)
+            writer.close()
+            await writer.wait_closed()
+        finally:
+            self._sending.discard(writer)
+            asking.cancel()
+            await asyncio.wait([asking])
+            questions.transport.abort()
 
     async def _send(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await answers.read(_CHUNK_BYTES):
@@ -87,5 +105,5 @@ async def relay() -> AsyncIterator[Relay]:
     try:
         yield relay
     finally:
-        relay.pause_after(None)
         server.close()
+        await relay.stop()

@@ -144,9 +144,12 @@ class WheelArchive(ZipArchive):
             raise UnsupportedFormat(f"{self._name} has no RECORD that can be read, so it is no wheel")
         text = self._zip.read(records[0]).decode("utf-8", "replace")
         digests = {}
-        for row in csv.reader(io.StringIO(text)):
-            if len(row) == 3 and row[1].startswith("sha256="):
-                digests[row[0]] = _unpadded(row[1].removeprefix("sha256="))
+        try:
+            for row in csv.reader(io.StringIO(text)):
+                if len(row) == 3 and row[1].startswith("sha256="):
+                    digests[row[0]] = _unpadded(row[1].removeprefix("sha256="))
+        except csv.Error as error:
+            raise UnsupportedFormat(f"{self._name} has a RECORD that is no table: {error}") from error
         return digests
 
 

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,21 +42,39 @@ class Server:
     answer: Answer
     url: str = ""
     requests: list[Request] = field(default_factory=list)
+    _handlers: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, one request."""
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            first, *lines = head.split("\r\n")
-            headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
-            request = Request(len(self.requests) + 1, first.split(" ")[1], headers)
-            self.requests.append(request)
-            await self.answer(request, writer)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+            # An answer that never returns is ended with the server.
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._answer(reader, writer)
         finally:
+            self._handlers.discard(handler)
             writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head.split("\r\n")
+        headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
+        request = Request(len(self.requests) + 1, first.split(" ")[1], headers)
+        self.requests.append(request)
+        try:
+            await self.answer(request, writer)
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
+        await writer.drain()
+
+    async def stop(self) -> None:
+        """End all connections."""
+        for handler in self._handlers:
+            handler.cancel()
+        await asyncio.gather(*self._handlers)
 
 
 @asynccontextmanager
@@ -70,6 +88,7 @@ async def serving(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIte
         yield server
     finally:
         listening.close()
+        await server.stop()
 
 
 def self_signed(folder: Path) -> tuple[Path, ssl.SSLContext]:

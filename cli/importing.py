@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from cli import console
 from cli.client import Client
@@ -135,10 +134,10 @@ def _print_found(found: Sequence[pb.LocalModel], *, as_json: bool) -> None:
         ("REFERENCE", "SIZE", "WHERE", "HERE"),
         (
             [
-                escape(one.reference) or "-",
+                one.reference or "-",
                 console.size_text(one.size_bytes) if not one.problem else "-",
-                escape(f"{console.enum_text(one, 'place')} {one.folder}"),
-                escape(_here(one)),
+                f"{console.enum_text(one, 'place')} {one.folder}",
+                _here(one),
             ]
             for one in found
         ),
@@ -160,7 +159,7 @@ def _print_plan(chosen: Sequence[pb.LocalModel], *, as_json: bool) -> None:
         ("REFERENCE", "AS", "SHARED", "COPIED"),
         (
             [
-                escape(one.reference),
+                one.reference,
                 one.model_id,
                 console.size_text(one.size_bytes - one.copy_bytes),
                 console.size_text(one.copy_bytes),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+import cli  # noqa: F401, for it tells gRPC what it is to leave alone, before anything imports that
 from tests.postgres import PostgresServer, postgres_server
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lares-tests"

@@ -181,7 +181,7 @@ def test_ctrl_c_pauses_and_the_same_command_goes_on(house: House) -> None:
         process.send_signal(signal.SIGINT)
         _, told = process.communicate()
     assert process.returncode == 130
-    assert f"paused; `lares import file:{file} --from {file.parent}` goes on from here" in told
+    assert "paused; the same command goes on from here" in told
     assert file.stat().st_nlink == 1
     os.truncate(file, len(MODEL))
     age(file)

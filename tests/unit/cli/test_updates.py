@@ -86,6 +86,7 @@ def test_pull_takes_patterns_a_priority_and_a_timeout(house: House) -> None:
         "priority": -5,
         "timeout": "7200s",
         "local_folder": "",
+        "copy_local_files": False,
     }
     for wrong, why in (
         (("--timeout", "soon"), "timeout: must be a number"),

@@ -35,9 +35,9 @@ from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
 from services.downloader.core.local_models import LocalModels
-from services.downloader.core.ports import Source
 from services.downloader.core.pull import Puller
 from services.downloader.core.required import Requirements
+from services.downloader.core.sources import Source
 from services.downloader.core.space import SpaceLimits
 from services.downloader.core.trust import TrustedSources
 from services.downloader.core.update import UpdateVerdict

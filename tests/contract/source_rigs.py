@@ -23,7 +23,7 @@ from services.downloader.adapters.pip_config import PipConfig
 from services.downloader.adapters.pypi_source import PypiSource
 from services.downloader.adapters.vosk_source import VoskSource
 from services.downloader.adapters.worker_inspector import WorkerInspector
-from services.downloader.core.ports import Source
+from services.downloader.core.sources import Source
 from tests.docker_registry import DockerRegistry, docker_registry, ollama_layer
 from tests.unit.services.downloader.http_server import Request, head, ranged, serving
 from tests.unit.services.downloader.wheels import gguf_bytes, wheel_bytes

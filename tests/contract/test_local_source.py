@@ -14,7 +14,7 @@ from services.downloader.adapters.hf_cache import HfCache
 from services.downloader.adapters.ollama_models import OllamaModels
 from services.downloader.adapters.takeover import LocalSide, Takeover
 from services.downloader.core.download import PullOptions
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import DigestMismatch, InvalidArgument, SourceNotFound
 from tests.contract.local_caches import COMMIT, age, as_it_is, fill_hf_cache, fill_ollama, safetensors_bytes
 from tests.contract.source_rigs import GGUF, Rig

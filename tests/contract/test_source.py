@@ -9,7 +9,7 @@ import pytest
 
 from services.downloader.core.catalog import Layout
 from services.downloader.core.paths import check_paths
-from services.downloader.core.ports import PullRequest, RemoteFile, Resolved
+from services.downloader.core.sources import PullRequest, RemoteFile, Resolved
 from services.kit.errors import (
     DigestMismatch,
     SourceNotFound,

@@ -13,7 +13,7 @@ from services.downloader.adapters.hf_source import HfSource
 from services.downloader.adapters.http_client import HttpLimits
 from services.downloader.core.download import DownloadState
 from services.downloader.core.findings import ValidatedFile, ValidatedVersion, VersionVerdict
-from services.downloader.core.ports import RemoteFile
+from services.downloader.core.sources import RemoteFile
 from services.kit.errors import CorruptBlob, DigestMismatch, ModelNotAvailable
 from tests.contract.source_rigs import PypiRig, Shelf
 from tests.torture.numbers import num

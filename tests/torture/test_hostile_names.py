@@ -23,7 +23,7 @@ from services.downloader.core.models import StoredFile
 from services.downloader.core.oci_manifest import parse_manifest
 from services.downloader.core.package_index import parse_page
 from services.downloader.core.paths import MAX_PATH_CHARS, check_path
-from services.downloader.core.ports import PullRequest
+from services.downloader.core.sources import PullRequest
 from services.downloader.core.vosk_catalog import parse_list
 from services.kit.errors import InvalidDigest, LaresError, UnsupportedFormat
 from services.kit.names import ModelRef, parse_digest

@@ -23,7 +23,7 @@ from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
 from services.downloader.core import parts
 from services.downloader.core.catalog import Layout
-from services.downloader.core.ports import PullRequest, RemoteFile
+from services.downloader.core.sources import PullRequest, RemoteFile
 from services.downloader.core.urls import follow
 from services.downloader.settings import DownloaderSettings
 from services.kit.errors import LaresError, SourceUnavailable

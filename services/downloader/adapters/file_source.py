@@ -12,8 +12,8 @@ from services.downloader.core.licenses import MAX_TEXT_BYTES, is_license, licens
 from services.downloader.core.models import LeftOut
 from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_path
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.selection import left_out, model_files
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.kit.errors import InvalidReference, PermissionDenied, SourceNotFound, UnsupportedFormat
 
 _MAX_FILES: Final = 10_000

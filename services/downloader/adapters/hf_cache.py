@@ -23,8 +23,8 @@ from services.downloader.adapters.takeover import LocalSide, local_root
 from services.downloader.core.models import LeftOut
 from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_paths
-from services.downloader.core.ports import PullRequest, RemoteFile, Resolved
 from services.downloader.core.selection import hub_files, left_out, quantization_of
+from services.downloader.core.sources import PullRequest, RemoteFile, Resolved
 from services.downloader.core.wholeness import missing_file
 from services.kit.errors import InvalidReference, LaresError, SourceNotFound, Unpinned, UnsupportedFormat
 from services.kit.names import ModelRef

@@ -20,8 +20,8 @@ from services.downloader.core.ids import as_id
 from services.downloader.core.models import LeftOut
 from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_paths
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.selection import hub_files, left_out
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.urls import follow, origin_of
 from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound, SourceUnavailable, Unpinned
 from services.kit.names import ModelRef

@@ -20,7 +20,7 @@ from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_connection import Abort, Answer, TryAgain
 from services.downloader.adapters.partial_file import BLOCK_BYTES, PartialFile
 from services.downloader.core.parts import SEGMENT_BYTES, Range
-from services.downloader.core.ports import OnBytes, RemoteFile
+from services.downloader.core.sources import OnBytes, RemoteFile
 from services.downloader.core.urls import shown_url
 from services.kit.errors import DigestMismatch, LaresError, SourceUnavailable
 from services.kit.unbroken import see_through

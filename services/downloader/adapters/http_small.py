@@ -15,7 +15,7 @@ from typing import Final
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.downloader.adapters.http_client import HttpClient
 from services.downloader.adapters.http_connection import Abort, TryAgain
-from services.downloader.core.ports import SMALL_BYTES, RemoteFile
+from services.downloader.core.sources import SMALL_BYTES, RemoteFile
 from services.kit.errors import DiskFull, LaresError
 from services.kit.unbroken import see_through
 

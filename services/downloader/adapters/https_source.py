@@ -13,14 +13,7 @@ from urllib.parse import unquote
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
 from services.downloader.core.paths import check_path
-from services.downloader.core.ports import (
-    LocalFile,
-    OnBytes,
-    PullRequest,
-    RemoteFile,
-    Resolved,
-    Unpacker,
-)
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved, Unpacker
 from services.kit.errors import UnsupportedFormat
 
 _VERSION_CHARS: Final = 16

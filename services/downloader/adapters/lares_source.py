@@ -23,7 +23,7 @@ from services.downloader.adapters.http_small import fetch_small
 from services.downloader.core.models import About, Capability, ModelKind
 from services.downloader.core.options import chosen_files
 from services.downloader.core.paths import check_paths
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.kit.errors import InvalidReference, SourceUnavailable
 from services.kit.names import PROVIDERS, ModelRef, parse_id
 

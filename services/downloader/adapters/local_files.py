@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
-from services.downloader.core.ports import OnBytes
+from services.downloader.core.sources import OnBytes
 from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound, UnsupportedFormat
 
 _COPY_BYTES: Final = 4 * 1024 * 1024

@@ -14,7 +14,7 @@ from urllib.request import parse_http_list, parse_keqv_list
 
 from services.downloader.adapters.http_client import Document, HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
-from services.downloader.core.ports import OnBytes, RemoteFile
+from services.downloader.core.sources import OnBytes, RemoteFile
 from services.downloader.core.urls import origin_of, parse_url
 from services.kit.errors import PermissionDenied, SourceUnavailable
 

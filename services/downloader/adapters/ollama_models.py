@@ -17,7 +17,7 @@ from services.downloader.adapters.ollama_source import version_id_of
 from services.downloader.adapters.takeover import LocalSide, local_root
 from services.downloader.core.licenses import license_of_text
 from services.downloader.core.oci_manifest import LICENSE, Layer, digest_of, parse_manifest
-from services.downloader.core.ports import PullRequest, RemoteFile, Resolved
+from services.downloader.core.sources import PullRequest, RemoteFile, Resolved
 from services.kit.errors import DigestMismatch, SourceNotFound, UnsupportedFormat
 from services.kit.names import ModelRef
 

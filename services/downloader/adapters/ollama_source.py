@@ -16,7 +16,7 @@ from services.downloader.core.oci_manifest import (
     digest_of,
     parse_manifest,
 )
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.downloader.core.urls import parse_url
 from services.kit.errors import DigestMismatch, SourceNotFound
 from services.kit.names import ModelRef, parse_digest

@@ -10,7 +10,7 @@ from services.downloader.adapters.local_files import copy_file, path_of_url
 from services.downloader.adapters.pip_config import PipConfig, read_pip_config
 from services.downloader.core.ids import as_id
 from services.downloader.core.package_index import ACCEPT, Link, Wheel, choose_wheel, is_newer, parse_page
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved, Unpacker
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved, Unpacker
 from services.downloader.core.urls import parse_url, shown_url
 from services.kit.errors import SourceNotFound, SourceUnavailable
 from services.kit.names import ModelRef

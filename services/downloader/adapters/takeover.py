@@ -27,7 +27,7 @@ import structlog
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
 from services.downloader.adapters.disk_seals import forget_shared, note_shared
 from services.downloader.adapters.local_files import path_of_url
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.kit.errors import (
     DigestMismatch,
     DiskFull,

@@ -9,14 +9,7 @@ from pathlib import Path
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
 from services.downloader.core.ids import as_id
-from services.downloader.core.ports import (
-    LocalFile,
-    OnBytes,
-    PullRequest,
-    RemoteFile,
-    Resolved,
-    Unpacker,
-)
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved, Unpacker
 from services.downloader.core.urls import follow
 from services.downloader.core.vosk_catalog import PREFIX, choose, parse_list
 from services.kit.errors import DigestMismatch, InvalidReference

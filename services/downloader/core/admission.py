@@ -15,8 +15,8 @@ from services.downloader.core.models import (
     LeftOut,
     StoredFile,
 )
-from services.downloader.core.ports import Inspector, LocalFile, Resolved
 from services.downloader.core.selection import SIGNATURE
+from services.downloader.core.sources import Inspector, LocalFile, Resolved
 from services.kit.errors import DigestMismatch
 
 _ARCHIVES: Final = (".whl", ".zip")

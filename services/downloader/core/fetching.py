@@ -9,7 +9,8 @@ from typing import Final
 
 from services.downloader.core.blobs import Blobs
 from services.downloader.core.concurrency import each
-from services.downloader.core.ports import SMALL_BYTES, Arrival, Blob, ManyFiles, RemoteFile, Source
+from services.downloader.core.ports import Arrival, Blob
+from services.downloader.core.sources import SMALL_BYTES, ManyFiles, RemoteFile, Source
 from services.downloader.core.space import Claim
 from services.downloader.core.transfers import Transfer, Transfers
 from services.kit.errors import CorruptBlob

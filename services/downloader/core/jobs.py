@@ -27,9 +27,10 @@ from services.downloader.core.download import (
 )
 from services.downloader.core.ids import new_id
 from services.downloader.core.options import check_options, check_priority
-from services.downloader.core.ports import DownloadStore, RemoteFile
+from services.downloader.core.ports import DownloadStore
 from services.downloader.core.progress import Speed, eta_s
 from services.downloader.core.pull import Puller
+from services.downloader.core.sources import RemoteFile
 from services.downloader.core.turns import Turns
 from services.kit.errors import (
     DownloadNotFound,

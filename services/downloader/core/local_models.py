@@ -9,7 +9,8 @@ from typing import Final, Protocol
 
 from services.downloader.core.catalog import Catalog, Plan, unpinned
 from services.downloader.core.download import PullOptions
-from services.downloader.core.ports import ModelRegistry, PullRequest, Resolved, Source
+from services.downloader.core.ports import ModelRegistry
+from services.downloader.core.sources import PullRequest, Resolved, Source
 from services.kit.errors import InvalidArgument, LaresError, UnsupportedFormat
 from services.kit.names import parse_version_name
 

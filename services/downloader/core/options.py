@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from services.downloader.core.download import DEFAULT_OPTIONS, PullOptions
-from services.downloader.core.ports import DownloadStore, Resolved
+from services.downloader.core.ports import DownloadStore
 from services.downloader.core.selection import gguf_models, storable_files
+from services.downloader.core.sources import Resolved
 from services.kit.errors import (
     FailedPrecondition,
     InvalidArgument,

@@ -26,17 +26,9 @@ from services.downloader.core.models import (
     VersionRecord,
 )
 from services.downloader.core.options import narrowed
-from services.downloader.core.ports import (
-    Arrival,
-    Blob,
-    LocalFile,
-    ModelRegistry,
-    PullRequest,
-    RemoteFile,
-    Resolved,
-    Source,
-)
+from services.downloader.core.ports import Arrival, Blob, ModelRegistry
 from services.downloader.core.selection import SIGNATURE
+from services.downloader.core.sources import LocalFile, PullRequest, RemoteFile, Resolved, Source
 from services.downloader.core.space import Claim
 from services.downloader.core.transfers import Transfers
 from services.kit.errors import (

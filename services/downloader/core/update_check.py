@@ -15,8 +15,8 @@ from services.downloader.core.concurrency import each
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.models import ListedVersion
 from services.downloader.core.options import narrowed, narrowing_of
-from services.downloader.core.ports import PullRequest, Resolved
 from services.downloader.core.pull import Puller
+from services.downloader.core.sources import PullRequest, Resolved
 from services.downloader.core.update import Update, UpdateStore, UpdateVerdict
 from services.kit.errors import LaresError, ModelNotFound
 from services.kit.names import parse_model_name, parse_version_name, version_name

@@ -23,14 +23,8 @@ from services.downloader.core.models import (
     VersionRecord,
 )
 from services.downloader.core.options import chosen_files
-from services.downloader.core.ports import (
-    LocalFile,
-    OnBytes,
-    PullRequest,
-    RemoteFile,
-    Resolved,
-)
 from services.downloader.core.selection import model_files
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.kit.errors import LaresError, ModelNotAvailable, Unavailable, VersionNotFound
 from services.kit.names import model_name, parse_version_name, version_name
 

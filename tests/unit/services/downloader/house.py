@@ -13,8 +13,9 @@ from services.downloader.core.garbage import GarbageCollector
 from services.downloader.core.jobs import DownloadJobs
 from services.downloader.core.leases import Leases
 from services.downloader.core.models import Facts, Format, ModelKind, ModelRecord, StoredFile, VersionRecord
-from services.downloader.core.ports import BlobStore, Source
+from services.downloader.core.ports import BlobStore
 from services.downloader.core.pull import Puller
+from services.downloader.core.sources import Source
 from services.downloader.core.space import SpaceLimits
 from services.downloader.core.update_check import UpdateChecker
 from services.downloader.core.validation import Validator

@@ -6,7 +6,7 @@ import pytest
 from services.downloader.adapters.file_source import FileSource
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import DEFAULT_OPTIONS, PullOptions
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import InvalidReference, LaresError, SourceNotFound, UnsupportedFormat
 from services.kit.names import ModelRef
 

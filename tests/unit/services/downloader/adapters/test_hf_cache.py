@@ -13,7 +13,7 @@ from services.downloader.adapters.http_client import HttpLimits
 from services.downloader.adapters.takeover import Takeover
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import PullOptions
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import InvalidReference, LaresError, SourceNotFound, Unpinned, UnsupportedFormat
 from services.kit.names import ModelRef
 from tests.contract.local_caches import COMMIT, fill_hf_cache, git_id, hub_of, safetensors_bytes, sha256

@@ -12,7 +12,7 @@ import pytest
 from services.downloader.adapters.hf_source import HfSource
 from services.downloader.adapters.http_client import HttpLimits
 from services.downloader.core.catalog import Layout
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import (
     DigestMismatch,
     LaresError,

@@ -12,7 +12,7 @@ import pytest
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_fetch import fetch
-from services.downloader.core.ports import RemoteFile
+from services.downloader.core.sources import RemoteFile
 from services.kit.errors import (
     DigestMismatch,
     DiskFull,

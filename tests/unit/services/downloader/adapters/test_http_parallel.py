@@ -15,7 +15,7 @@ from services.downloader.adapters import http_fetch
 from services.downloader.adapters.http_client import HttpClient, HttpLimits, Throttle
 from services.downloader.adapters.http_fetch import fetch
 from services.downloader.core import parts
-from services.downloader.core.ports import RemoteFile
+from services.downloader.core.sources import RemoteFile
 from services.kit.errors import SourceUnavailable
 from tests.unit.services.downloader.http_server import Answer, Request, head, self_signed, serving, whole
 

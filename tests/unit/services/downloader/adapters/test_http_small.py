@@ -12,7 +12,7 @@ import pytest
 
 from services.downloader.adapters.http_client import HttpClient, HttpLimits
 from services.downloader.adapters.http_small import fetch_small, git_id_of
-from services.downloader.core.ports import RemoteFile
+from services.downloader.core.sources import RemoteFile
 from services.kit.errors import DiskFull, StoreFull
 from tests.unit.services.downloader.http_server import Answer, Request, Server, head, serving
 

@@ -10,7 +10,7 @@ from services.downloader.adapters.https_source import HttpsSource
 from services.downloader.adapters.worker_inspector import WorkerInspector
 from services.downloader.core.catalog import Layout
 from services.downloader.core.models import Format
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import DigestMismatch, UnsupportedFormat
 from services.kit.names import ModelRef
 from tests.unit.services.downloader.http_server import serving, whole

@@ -14,7 +14,7 @@ from services.downloader.adapters.lares_source import LaresSource
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import PullOptions
 from services.downloader.core.models import About, Capability, ModelKind
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import (
     DigestMismatch,
     LaresError,

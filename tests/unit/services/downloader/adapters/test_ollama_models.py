@@ -10,7 +10,7 @@ from services.downloader.adapters.ollama_source import OllamaSource
 from services.downloader.adapters.takeover import Takeover
 from services.downloader.core.catalog import Layout
 from services.downloader.core.download import PullOptions
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import DigestMismatch, LaresError, SourceNotFound, UnsupportedFormat
 from services.kit.names import ModelRef
 from tests.contract.local_caches import fill_ollama, sha256

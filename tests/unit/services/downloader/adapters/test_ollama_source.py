@@ -11,7 +11,7 @@ import pytest
 from services.downloader.adapters.http_client import HttpLimits
 from services.downloader.adapters.ollama_source import OllamaSource
 from services.downloader.core.catalog import Layout
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import (
     DigestMismatch,
     InvalidDigest,

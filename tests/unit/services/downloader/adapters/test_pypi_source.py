@@ -17,7 +17,7 @@ from services.downloader.adapters.pip_config import PipConfig, read_pip_config
 from services.downloader.adapters.pypi_source import PypiSource
 from services.downloader.adapters.worker_inspector import WorkerInspector
 from services.downloader.core.catalog import Layout
-from services.downloader.core.ports import PullRequest, Resolved
+from services.downloader.core.sources import PullRequest, Resolved
 from services.kit.errors import (
     DigestMismatch,
     InvalidReference,

@@ -11,7 +11,8 @@ from services.downloader.adapters.http_small import fetch_small
 from services.downloader.adapters.local_files import copy_file
 from services.downloader.adapters.partial_file import PartialFile
 from services.downloader.adapters.takeover import Takeover
-from services.downloader.core.ports import Arrival, Blob, RemoteFile
+from services.downloader.core.ports import Arrival, Blob
+from services.downloader.core.sources import RemoteFile
 from services.kit.errors import CorruptBlob, DigestMismatch, DiskFull, SourceNotFound
 from tests.contract.local_caches import age, as_it_is, git_id, sha256
 from tests.unit.services.downloader.http_server import serving, whole

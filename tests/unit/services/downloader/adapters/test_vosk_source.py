@@ -14,7 +14,7 @@ from services.downloader.adapters.vosk_source import VoskSource
 from services.downloader.adapters.worker_inspector import WorkerInspector
 from services.downloader.core.catalog import Layout
 from services.downloader.core.models import Format
-from services.downloader.core.ports import PullRequest
+from services.downloader.core.sources import PullRequest
 from services.kit.errors import DigestMismatch, InvalidReference, SourceUnavailable
 from services.kit.names import ModelRef
 from tests.unit.services.downloader.http_server import Request, head, ranged, serving, whole

@@ -17,7 +17,7 @@ from services.downloader.core.models import (
     ModelKind,
     StoredFile,
 )
-from services.downloader.core.ports import LocalFile, RemoteFile, Resolved
+from services.downloader.core.sources import LocalFile, RemoteFile, Resolved
 from services.kit.errors import DigestMismatch, PermissionDenied
 
 SIGNATURE = StoredFile("model.sig", 1, f"sha256:{'1' * 64}")

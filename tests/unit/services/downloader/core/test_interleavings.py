@@ -18,7 +18,7 @@ from services.downloader.core.blobs import KEEP_FRESH
 from services.downloader.core.download import DownloadState
 from services.downloader.core.leases import lease_name
 from services.downloader.core.models import StoredFile
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.kit.errors import LeaseNotFound
 from tests.torture.numbers import num
 from tests.unit.services.downloader.house import House

@@ -5,7 +5,7 @@ import pytest
 
 from services.downloader.core.catalog import Catalog
 from services.downloader.core.local_models import Candidate, LocalModel, LocalModels, LocalPlace
-from services.downloader.core.ports import PullRequest, RemoteFile, Resolved
+from services.downloader.core.sources import PullRequest, RemoteFile, Resolved
 from services.downloader.core.wholeness import missing_file
 from services.kit.errors import InvalidArgument, SourceNotFound
 from services.kit.names import ModelRef

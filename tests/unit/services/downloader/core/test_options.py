@@ -12,8 +12,8 @@ from services.downloader.core.options import (
     narrowed,
     narrowing_of,
 )
-from services.downloader.core.ports import RemoteFile, Resolved
 from services.downloader.core.selection import model_files
+from services.downloader.core.sources import RemoteFile, Resolved
 from services.kit.errors import (
     FailedPrecondition,
     InvalidArgument,

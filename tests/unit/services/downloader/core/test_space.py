@@ -9,7 +9,8 @@ import pytest
 from services.downloader.adapters.disk_blob_store import DiskBlobStore
 from services.downloader.core.blobs import KEEP_FRESH
 from services.downloader.core.download import Download, DownloadState
-from services.downloader.core.ports import Disk, PullRequest, Resolved
+from services.downloader.core.ports import Disk
+from services.downloader.core.sources import PullRequest, Resolved
 from services.downloader.core.space import SpaceLimits
 from services.kit.errors import DiskFull, StoreFull
 from tests.contract.memory_blob_store import MemoryBlobStore

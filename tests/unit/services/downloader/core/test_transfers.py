@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.downloader.core.download import Download, DownloadState
-from services.downloader.core.ports import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
+from services.downloader.core.sources import LocalFile, OnBytes, PullRequest, RemoteFile, Resolved
 from services.kit.errors import LaresError, SourceUnavailable
 from tests.unit.services.downloader.house import House
 

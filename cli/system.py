@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import importlib.util
+import os
 import platform
 import shutil
 import socket
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import grpc
-import psutil
 import typer
 from grpc_health.v1 import health_pb2
 
@@ -221,7 +221,7 @@ def _home(home: Path) -> Iterator[Finding]:
 
 
 def _writable(folder: Path) -> bool:
-    probe = folder / f".lares-doctor-{psutil.Process().pid}"
+    probe = folder / f".lares-doctor-{os.getpid()}"
     try:
         probe.touch(exist_ok=False)
         probe.unlink()

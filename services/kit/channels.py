@@ -8,12 +8,14 @@ gRPC's own.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import grpc
 
 from services.kit import context, status
-from services.kit.local_calls import LocalCalls
+
+if TYPE_CHECKING:  # A command that only calls has none, and starts without what serving needs.
+    from services.kit.local_calls import LocalCalls
 
 DEFAULT_TIMEOUT_S = 60.0
 """Deadline of a unary call that was given none. Streams have none: they last as long as their work."""
@@ -24,7 +26,7 @@ def connect(
     *,
     max_message_bytes: int = 16 * 1024 * 1024,
     unary_timeout_s: float = DEFAULT_TIMEOUT_S,
-    local: LocalCalls | None = None,
+    local: "LocalCalls | None" = None,
 ) -> grpc.aio.Channel:
     """A channel to `HOST:PORT`, connected when first used. Close it with `await channel.close()`.
 
@@ -64,7 +66,7 @@ def translate_errors() -> Iterator[None]:
 class _Channel(grpc.aio.Channel):
     """A channel whose calls are given their metadata and deadline as they start."""
 
-    def __init__(self, channel: grpc.aio.Channel, unary_timeout_s: float, local: LocalCalls | None) -> None:
+    def __init__(self, channel: grpc.aio.Channel, unary_timeout_s: float, local: "LocalCalls | None") -> None:
         self._channel = channel
         self._unary_timeout_s = unary_timeout_s
         self._local = local

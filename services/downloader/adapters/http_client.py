@@ -18,8 +18,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 from services.downloader.adapters.http_connection import Abort, Answer, Connections, TryAgain
+from services.downloader.adapters.http_pipeline import Pipeline
 from services.downloader.core.urls import follow, origin_of, parse_url, shown_url
 from services.kit.errors import PermissionDenied, SourceNotFound, SourceUnavailable
 from services.kit.unbroken import see_through
@@ -176,14 +178,13 @@ class HttpClient:
 
         abort: set when its headers do not come in time.
         """
-        answer = await self._in_time(lambda: self.ask(url, headers, abort), url, abort)
+        answer = await self._in_time(lambda: self._follow(url, headers, abort), url, abort)
         try:
             yield answer
         finally:
             answer.close()
 
-    def ask(self, url: str, headers: Mapping[str, str], abort: Abort) -> Answer:
-        """As `get`, in the calling thread, which waits as long as its server likes: somebody has to set `abort`."""
+    def _follow(self, url: str, headers: Mapping[str, str], abort: Abort) -> Answer:
         for _ in range(MAX_REDIRECTS + 1):
             answer = self._request(url, headers, abort)
             try:
@@ -197,16 +198,30 @@ class HttpClient:
             answer.close()
         raise SourceUnavailable(f"{shown_url(url)} redirects more than {MAX_REDIRECTS} times")
 
+    def pipeline(self, url: str, abort: Abort) -> Pipeline | None:
+        """To an address's origin; None where a proxy is in between. Blocks. Raises TryAgain, SourceUnavailable."""
+        address = parse_url(url)
+        connection = self._connections().connect(address.url, abort)
+        if connection is None:
+            return None
+        host = {"Host": urlsplit(address.url).netloc}
+        return Pipeline(address.origin, connection, host | self._headers(address.origin))
+
     def _request(self, url: str, headers: Mapping[str, str], abort: Abort) -> Answer:
         address = parse_url(url)
-        credentials = self._credentials.get(address.origin)
-        sent = {"Accept-Encoding": "identity", "User-Agent": "lares", **headers}
-        if credentials is not None:
-            sent["Authorization"] = credentials
+        return self._connections().get(address.url, {**self._headers(address.origin), **headers}, abort)
+
+    def _headers(self, origin: str) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "lares"}
+        if (credentials := self._credentials.get(origin)) is not None:
+            headers["Authorization"] = credentials
+        return headers
+
+    def _connections(self) -> Connections:
         with self._opening:
             if self._opened is None:
                 self._opened = Connections(self.limits.stall_timeout_s, self.limits.tls(self._ca_file))
-        return self._opened.get(address.url, sent, abort)
+            return self._opened
 
     async def _in_time(self, ask: Callable[[], Answer], url: str, abort: Abort) -> Answer:
         asking = asyncio.get_running_loop().run_in_executor(self._threads, ask)

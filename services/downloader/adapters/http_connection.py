@@ -140,6 +140,20 @@ class Connections:
                     return self._ask(kept, url, headers, abort)
             return self._ask(self._connection(url), url, headers, abort)
 
+    def connect(self, url: str, abort: Abort) -> http.client.HTTPConnection | None:
+        """A new one for the caller alone. None where a proxy takes the requests. Raises TryAgain, SourceUnavailable."""
+        if self._proxy_for(url) is not None and urlsplit(url).scheme == "http":
+            return None
+        connection = self._connection(url)
+        with translated_http_errors(url):
+            try:
+                _open(connection, abort)
+                abort.watch(connection.sock)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
     def keep(self, url: str, connection: http.client.HTTPConnection) -> None:
         """It can be used again."""
         with self._lock:
@@ -162,12 +176,9 @@ class Connections:
     ) -> Answer:
         try:
             if connection.sock is None:
-                # There is no public way to the socket while it connects, and a host that says nothing takes long. The
-                # types leave out what is private.
-                connection._create_connection = functools.partial(_connect, abort)  # type: ignore[attr-defined]
-                connection.connect()
+                _open(connection, abort)
             abort.watch(connection.sock)
-            target, sent = _target(url), dict(headers)
+            target, sent = request_target(url), dict(headers)
             if (proxy := self._proxy_for(url)) is not None and urlsplit(url).scheme == "http":
                 target, sent = url, sent | _proxy_authorization(proxy)
             connection.putrequest("GET", target, skip_accept_encoding=True)
@@ -199,6 +210,13 @@ class Connections:
         if origin not in self._proxies:
             self._proxies[origin] = _environments_proxy(origin)
         return self._proxies[origin]
+
+
+def _open(connection: http.client.HTTPConnection, abort: Abort) -> None:
+    # There is no public way to the socket while it connects, and a host that says nothing takes long. The types leave
+    # out what is private.
+    connection._create_connection = functools.partial(_connect, abort)  # type: ignore[attr-defined]
+    connection.connect()
 
 
 def _connect(
@@ -248,9 +266,13 @@ class translated_http_errors:
             ) from exc
 
 
-def _target(url: str) -> str:
+def request_target(url: str) -> str:
+    """Of an address, what stands in the first line of a request. Raises InvalidURL for what may not stand there."""
     parts = urlsplit(url)
-    return urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    if not target.isascii() or not target.isprintable() or " " in target:
+        raise http.client.InvalidURL
+    return target
 
 
 def _environments_proxy(origin: str) -> SplitResult | None:

@@ -1,25 +1,31 @@
-"""Many small files over HTTP: a few threads, each with a connection that it keeps, a file in one go.
+"""Many small files over HTTP: a few threads, each with a connection on which requests are sent ahead.
 
 What `http_fetch` does for each file (a note of what it is, ranges, a hash that follows) costs more than such a file
-takes to come. Here is the first try, and the only one: whatever is not at once what was promised is left for it.
+takes to come, and so does waiting for each answer. Here is the first try, and the only one: whatever is not at once
+what was promised is left for it, and so is a file without a digest, which could be taken for another one.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from services.downloader.adapters.disk_errors import translated_disk_errors, write_all
-from services.downloader.adapters.http_client import HttpClient
+from services.downloader.adapters.http_client import MAX_REDIRECTS, HttpClient
 from services.downloader.adapters.http_connection import Abort, TryAgain
-from services.downloader.core.sources import SMALL_BYTES, RemoteFile
+from services.downloader.adapters.http_pipeline import Pipeline, Reply
+from services.downloader.core.sources import RemoteFile
+from services.downloader.core.urls import follow, origin_of
 from services.kit.errors import DiskFull, LaresError
 from services.kit.unbroken import see_through
 
 _MAX_THREADS: Final = 8
+_MAX_AHEAD: Final = 16
 _TELL_S: Final = 0.1
 # Threads that use so much of a processor would only wait for each other.
 _BUSY_SHARE: Final = 0.5
@@ -33,7 +39,9 @@ async def fetch_small(
     on_arrived: told of each; may raise a LaresError, which ends it. Returns the sha256, in hex, of each that is right.
     Raises DiskFull. Cancelled, it keeps what has arrived.
     """
-    waiting = deque(files.items())
+    waiting = deque(
+        _Wanted(target, file, file.url) for target, file in files.items() if file.sha256 or file.git_id
+    )
     crew: list[_Worker] = []
     working: list[asyncio.Future[None]] = []
     sha256s: dict[Path, str] = {}
@@ -78,40 +86,43 @@ def git_id_of(content: bytes | memoryview) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-class _Worker:
-    """One thread's work: files from `waiting` until none is left, or one does not come."""
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A file, where it is to lie, and where it is to be had: elsewhere, after so many redirects."""
 
-    def __init__(self, client: HttpClient, waiting: deque[tuple[Path, RemoteFile]]) -> None:
+    target: Path
+    file: RemoteFile
+    url: str
+    num_redirects: int = 0
+
+
+class _Worker:
+    """One thread's work: files from `waiting` until none is left, or the server does not do as it should."""
+
+    def __init__(self, client: HttpClient, waiting: deque[_Wanted]) -> None:
         self.abort = Abort()
         self.arrived: deque[tuple[Path, str]] = deque()
         self._client = client
         self._waiting = waiting
-        self._buffer = memoryview(b"")
         self._began_s = 0.0
-        self._cpu_s = self._cpu_seen_s = 0.0
+        self._first_cpu_s = self._cpu_s = self._cpu_seen_s = 0.0
         self._seen_s = time.monotonic()
 
     def work(self) -> None:
         """In a thread. Raises DiskFull."""
-        self._buffer = memoryview(bytearray(SMALL_BYTES))
-        first_s = time.thread_time()
-        while not self.abort.is_set:
-            try:
-                target, file = self._waiting.popleft()
-            except IndexError:
-                return
-            self._began_s = time.monotonic()
-            try:
-                sha256 = self._bring(file, target)
-            except DiskFull:
-                raise
-            except (TryAgain, LaresError):
-                return  # Not the next one either: it may be the server, and that has its own rules.
-            finally:
-                self._began_s = 0.0
-                self._cpu_s = time.thread_time() - first_s
-            if sha256 is not None:
-                self.arrived.append((target, sha256))
+        self._first_cpu_s = time.thread_time()
+        try:
+            while (wanted := self._next()) is not None:
+                self._began_s = time.monotonic()
+                pipeline = self._client.pipeline(wanted.url, self.abort)
+                if pipeline is None:
+                    return
+                with contextlib.closing(pipeline):
+                    self._bring(pipeline, wanted)
+        except DiskFull:
+            raise
+        except (TryAgain, LaresError):
+            return  # Not the next one either: it may be the server, and that has its own rules.
 
     def lose_patience(self) -> None:
         """End its connection if a file takes too long."""
@@ -126,44 +137,65 @@ class _Worker:
         self._seen_s, self._cpu_seen_s = now_s, cpu_s
         return share
 
-    def _bring(self, file: RemoteFile, target: Path) -> str | None:
-        """Its sha256; None if it is not what was promised."""
-        found = _found(file, target)
-        if found is not None and (sha256 := _sha256_if_right(file, found)) is not None:
-            return sha256
-        content = self._read(file)
-        if content is None or (sha256 := _sha256_if_right(file, content)) is None:
-            return None
-        with translated_disk_errors(target):
-            # Never written over: an import before this may have left another program's file there.
-            target.unlink(missing_ok=True)
-            with target.open("xb", buffering=0) as opened:
-                write_all(opened, content)
-        return sha256
+    def _bring(self, pipeline: Pipeline, first: _Wanted) -> None:
+        """Files over one connection, as long as both last. The first alone: that may be all that it takes."""
+        asked = deque([first])
+        pipeline.send([first.url])
+        while asked:
+            wanted = asked.popleft()
+            self._began_s = time.monotonic()
+            reply = pipeline.receive(wanted.file.size_bytes or 0)
+            self._began_s = 0.0
+            self._client.limits.throttle.take(len(reply.content or b""))
+            self._take(wanted, reply)
+            self._cpu_s = time.thread_time() - self._first_cpu_s
+            if reply.is_last:
+                self._waiting.extendleft(reversed(asked))
+                return
+            if len(asked) <= _MAX_AHEAD // 2:
+                more: list[_Wanted] = []
+                while len(asked) + len(more) < _MAX_AHEAD and (following := self._next()) is not None:
+                    if origin_of(following.url) == pipeline.origin:
+                        more.append(following)
+                pipeline.send([following.url for following in more])
+                asked.extend(more)
 
-    def _read(self, file: RemoteFile) -> memoryview | None:
-        size_bytes = file.size_bytes
-        answer = self._client.ask(file.url, {}, self.abort)
-        try:
-            if answer.status != 200 or answer.headers.get("content-length") != str(size_bytes):
+    def _next(self) -> _Wanted | None:
+        """One to ask for. What lies there from before a kill has arrived."""
+        while not self.abort.is_set:
+            try:
+                wanted = self._waiting.popleft()
+            except IndexError:
                 return None
-            filled, throttle = 0, self._client.limits.throttle
-            while num_bytes := answer.read_into(self._buffer[filled : filled + throttle.max_bytes]):
-                throttle.take(num_bytes)
-                filled += num_bytes
-            return self._buffer[:filled] if filled == size_bytes else None
-        finally:
-            answer.close()
+            found = _found(wanted.file, wanted.target)
+            sha256 = None if found is None else _sha256_if_right(wanted.file, found)
+            if sha256 is None:
+                return wanted
+            self.arrived.append((wanted.target, sha256))
+        return None
+
+    def _take(self, wanted: _Wanted, reply: Reply) -> None:
+        """Keep it, if it is what was promised, or ask again where it is said to be."""
+        if reply.location and wanted.num_redirects < MAX_REDIRECTS:
+            url = follow(wanted.url, reply.location)
+            self._waiting.append(replace(wanted, url=url, num_redirects=wanted.num_redirects + 1))
+        elif reply.content is not None:
+            sha256 = _sha256_if_right(wanted.file, reply.content)
+            if sha256 is not None:
+                with translated_disk_errors(wanted.target):
+                    # Never written over: an import before this may have left another program's file there.
+                    wanted.target.unlink(missing_ok=True)
+                    with wanted.target.open("xb", buffering=0) as opened:
+                        write_all(opened, reply.content)
+                self.arrived.append((wanted.target, sha256))
 
 
 def _found(file: RemoteFile, target: Path) -> bytes | None:
-    """What lies there from before a kill. None if nothing does, or nobody can tell whether it is right."""
+    """What lies there from before a kill, or None."""
     try:
-        if (file.sha256 or file.git_id) and target.stat().st_size == file.size_bytes:
-            return target.read_bytes()
+        return target.read_bytes() if target.stat().st_size == file.size_bytes else None
     except OSError:
-        pass
-    return None
+        return None
 
 
 def _sha256_if_right(file: RemoteFile, content: bytes | memoryview) -> str | None:

@@ -27,7 +27,7 @@ from services.kit.errors import DigestMismatch, PermissionDenied, SourceNotFound
 from services.kit.names import ModelRef
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub.hf_api import ModelInfo
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _COMMIT_CHARS: Final = 12
@@ -92,6 +92,8 @@ class HfSource:
         return info, info.sha or ""
 
     def _resolved(self, request: PullRequest, info: "ModelInfo", commit: str) -> Resolved:
+        from huggingface_hub import hf_hub_url
+
         ref = request.refs[0]
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         names = chosen_files(list(siblings), request.options, lambda paths: hub_files(paths, ref.tag))
@@ -100,7 +102,17 @@ class HfSource:
             source=str(replace(ref, revision=commit)),
             revision=commit,
             version_id=version_id_of(ref, commit),
-            files=tuple(self._remote_file(ref, commit, siblings[name]) for name in names),
+            files=tuple(
+                RemoteFile(
+                    path=name,
+                    url=hf_hub_url(ref.name, name, revision=commit, endpoint=self._endpoint),
+                    size_bytes=siblings[name].size,
+                    # Of small files the hub knows no sha256, only what git calls them.
+                    sha256=lfs.sha256 if (lfs := siblings[name].lfs) is not None else None,
+                    git_id=siblings[name].blob_id if lfs is None else None,
+                )
+                for name in names
+            ),
             license=_license(info),
             left_out=tuple(LeftOut(name) for name in left_out(list(siblings))),
         )
@@ -113,19 +125,6 @@ class HfSource:
             credentials = {origin_of(endpoint): f"Bearer {self._token}"} if self._token else {}
             self._client = HttpClient(limits=self._limits, credentials=credentials)
         return self._client
-
-    def _remote_file(self, ref: ModelRef, commit: str, sibling: "RepoSibling") -> RemoteFile:
-        from huggingface_hub import hf_hub_url
-
-        lfs = sibling.lfs
-        return RemoteFile(
-            path=sibling.rfilename,
-            url=hf_hub_url(ref.name, sibling.rfilename, revision=commit, endpoint=self._endpoint),
-            size_bytes=sibling.size,
-            sha256=lfs.sha256 if lfs is not None else None,
-            # Of small files the hub knows no sha256, only what git calls them.
-            git_id=sibling.blob_id if lfs is None else None,
-        )
 
     def _model_info(self, ref: ModelRef) -> "ModelInfo":
         # Imported when a hub is really asked: it is large, and most pulls need none.

@@ -100,8 +100,11 @@ def model_files(paths: Iterable[str]) -> list[str]:
 
 def left_out(paths: Sequence[str]) -> list[str]:
     """Of the files in a place, those that may run code when they are loaded, and that are therefore no model's."""
+    pickles = sorted(filter(_is_pickle, paths))
+    if not pickles:
+        return []
     folders = {str(PurePosixPath(path).parent) for path in paths if _is_vocabulary(path)}
-    return sorted(path for path in paths if _is_pickle(path) and not _is_ctranslate2(path, folders))
+    return [path for path in pickles if not _is_ctranslate2(path, folders)]
 
 
 def hub_files(paths: Sequence[str], tag: str | None) -> list[str]:

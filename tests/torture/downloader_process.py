@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from services.downloader import service
-from services.downloader.adapters import disk_blob_store, http_small, local_files, partial_file
+from services.downloader.adapters import disk_blob_store, disk_seals, http_small, local_files, partial_file
 from services.downloader.adapters.http_client import HttpLimits
 from services.downloader.adapters.registry_client import RegistryClient
 from services.downloader.core import parts
@@ -40,7 +40,7 @@ STEPS: Final[Mapping[str, Sequence[tuple[Any, str]]]] = {
     "copy": [(local_files._Copy, "step")],
     "sync": [(disk_blob_store, "sync_files")],
     "verify": [(disk_blob_store, "_examined")],
-    "seal": [(disk_blob_store, "_seal")],
+    "seal": [(disk_seals, "_seal")],
     "rename": [(Path, "replace")],
     "folder sync": [(disk_blob_store, "sync_folders")],
     "commit": [(Engine, "commit")],

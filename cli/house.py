@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,6 +91,9 @@ async def _run(
         parts.append(_Starter(host))
 
     def tell() -> None:
+        # What is here now stays; to look through it for garbage again and again costs a tenth of a second each time.
+        gc.collect()
+        gc.freeze()
         if GATEWAY in names:
             addresses.append(f"http={gateway.bound}")
         if builds:

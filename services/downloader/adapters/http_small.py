@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -27,8 +27,9 @@ from services.kit.unbroken import see_through
 _MAX_THREADS: Final = 8
 _MAX_AHEAD: Final = 16
 _TELL_S: Final = 0.1
-# Threads that use so much of a processor would only wait for each other.
+# Where this process uses so much of a processor, more threads would only wait for each other.
 _BUSY_SHARE: Final = 0.5
+_LOAD_S: Final = 0.3
 
 
 async def fetch_small(
@@ -53,9 +54,10 @@ async def fetch_small(
                 sha256s[target] = sha256
                 on_arrived(target)
 
+    load = _Load()
     try:
         while waiting or any(not work.done() for work in working):
-            if waiting and len(crew) < _MAX_THREADS and _waits(crew):
+            if waiting and len(crew) < _MAX_THREADS and (not crew or load.is_low()):
                 worker = _Worker(client, waiting)
                 crew.append(worker)
                 working.append(asyncio.ensure_future(client.run(worker.work, worker.abort)))
@@ -76,14 +78,28 @@ async def fetch_small(
     return sha256s
 
 
-def _waits(crew: Sequence["_Worker"]) -> bool:
-    """Whether another would be of use: all of them together have one processor, for that is how Python's threads go."""
-    return sum(worker.busy_share() for worker in crew) < _BUSY_SHARE
-
-
 def git_id_of(content: bytes | memoryview) -> str:
     """What git calls a file: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+class _Load:
+    """Whether this process mostly waits: for servers, not for its own threads, which have one processor together.
+
+    What the kernel does for them is no better shared: files that are made in one folder wait for each other there.
+    """
+
+    def __init__(self) -> None:
+        self._since_s, self._cpu_s = time.monotonic(), time.process_time()
+
+    def is_low(self) -> bool:
+        """Of the last moment. False while that is too short to tell."""
+        now_s, cpu_s = time.monotonic(), time.process_time()
+        if now_s - self._since_s < _LOAD_S:
+            return False
+        share = (cpu_s - self._cpu_s) / (now_s - self._since_s)
+        self._since_s, self._cpu_s = now_s, cpu_s
+        return share < _BUSY_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +121,9 @@ class _Worker:
         self._client = client
         self._waiting = waiting
         self._began_s = 0.0
-        self._first_cpu_s = self._cpu_s = self._cpu_seen_s = 0.0
-        self._seen_s = time.monotonic()
 
     def work(self) -> None:
         """In a thread. Raises DiskFull."""
-        self._first_cpu_s = time.thread_time()
         try:
             while (wanted := self._next()) is not None:
                 self._began_s = time.monotonic()
@@ -130,13 +143,6 @@ class _Worker:
         if began_s and time.monotonic() - began_s > self._client.limits.stall_timeout_s:
             self.abort.set()
 
-    def busy_share(self) -> float:
-        """How much of a processor it has used since this was last asked, 0 to 1."""
-        now_s, cpu_s = time.monotonic(), self._cpu_s
-        share = (cpu_s - self._cpu_seen_s) / max(now_s - self._seen_s, 1e-3)
-        self._seen_s, self._cpu_seen_s = now_s, cpu_s
-        return share
-
     def _bring(self, pipeline: Pipeline, first: _Wanted) -> None:
         """Files over one connection, as long as both last. The first alone: that may be all that it takes."""
         asked = deque([first])
@@ -148,7 +154,6 @@ class _Worker:
             self._began_s = 0.0
             self._client.limits.throttle.take(len(reply.content or b""))
             self._take(wanted, reply)
-            self._cpu_s = time.thread_time() - self._first_cpu_s
             if reply.is_last:
                 self._waiting.extendleft(reversed(asked))
                 return

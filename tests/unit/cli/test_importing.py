@@ -1,43 +1,26 @@
 """`lares import` against a registry and a downloader in a process of their own, with caches beside them."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from typer.testing import CliRunner, Result
 
 from cli.console import size_text
-from cli.main import app
 from lares.downloader.v1 import downloader_pb2 as pb
 from lares.downloader.v1 import downloader_pb2_grpc as rpc
 from tests.contract.local_caches import age, as_it_is, fill_ollama, num_names
+from tests.unit.cli.house import MAIN, House, serving
 from tests.unit.services.downloader.wheels import gguf_bytes
 
 MODEL = gguf_bytes() + bytes(50_000)
-MAIN = "from cli.main import main; main()"
 
 
-@dataclass
-class House:
-    folder: Path
-    grpc: str
-
-    def lares(self, *arguments: str) -> Result:
-        return CliRunner().invoke(app, ["--grpc", self.grpc, *arguments])
-
-    def json(self, *arguments: str) -> Any:
-        done = self.lares(*arguments, "--json")
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
-
+class ImportHouse(House):
     def gguf(self, name: str, content: bytes = MODEL) -> Path:
         file = self.folder / "ggufs" / name
         file.parent.mkdir(exist_ok=True)
@@ -47,31 +30,14 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def house(tmp_path: Path) -> Iterator[ImportHouse]:
     """Its usual places are Ollama's folder `models` and one that is not there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.contract.downloader_process", str(tmp_path / "home")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
-            "OLLAMA_MODELS": str(tmp_path / "models"),
-            "HF_HUB_CACHE": str(tmp_path / "absent"),
-        },
-    )
-    assert process.stdout is not None
-    try:
-        # Its log comes before its address.
-        address = next(line.strip() for line in process.stdout if line.startswith("127.0.0.1:"))
-        yield House(tmp_path, address)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+    places = {"OLLAMA_MODELS": str(tmp_path / "models"), "HF_HUB_CACHE": str(tmp_path / "absent")}
+    with serving(tmp_path / "home", **places) as address:
+        yield ImportHouse(tmp_path, address)
 
 
-def test_without_a_name_it_lists_what_there_is_and_imports_nothing(house: House) -> None:
+def test_without_a_name_it_lists_what_there_is_and_imports_nothing(house: ImportHouse) -> None:
     empty = house.lares("import", "--from", str(house.folder / "nothing"))
     assert "cannot be looked into" in empty.stdout
     digest = fill_ollama(house.folder / "models", "tiny", "1b", {"model": MODEL})
@@ -92,7 +58,7 @@ def test_without_a_name_it_lists_what_there_is_and_imports_nothing(house: House)
 
 
 @pytest.mark.parametrize("name", ["ollama:tiny:1b", "tiny-1b"])
-def test_a_name_without_its_revision_is_enough(house: House, name: str) -> None:
+def test_a_name_without_its_revision_is_enough(house: ImportHouse, name: str) -> None:
     fill_ollama(house.folder / "models", "tiny", "1b", {"model": MODEL})
     done = house.lares("import", name)
     assert done.exit_code == 0, done.output
@@ -103,7 +69,7 @@ def test_a_name_without_its_revision_is_enough(house: House, name: str) -> None:
     assert "nothing is left to import" in again.stderr
 
 
-def test_all_of_a_folder_comes_without_a_copy_and_a_dry_run_says_so_before(house: House) -> None:
+def test_all_of_a_folder_comes_without_a_copy_and_a_dry_run_says_so_before(house: ImportHouse) -> None:
     one, other = house.gguf("one.gguf"), house.gguf("two.gguf", MODEL + b"2")
     folder = str(one.parent)
     plan = house.json("import", "--from", folder, "--dry-run")
@@ -119,13 +85,13 @@ def test_all_of_a_folder_comes_without_a_copy_and_a_dry_run_says_so_before(house
     assert as_it_is(one) == before
 
 
-def test_a_copy_shares_nothing(house: House) -> None:
+def test_a_copy_shares_nothing(house: ImportHouse) -> None:
     file = house.gguf("one.gguf")
     assert house.lares("import", "one", "--from", str(file.parent), "--copy").exit_code == 0
     assert file.stat().st_nlink == 1
 
 
-def test_one_that_fails_does_not_hold_up_the_others(house: House) -> None:
+def test_one_that_fails_does_not_hold_up_the_others(house: ImportHouse) -> None:
     house.gguf("a.gguf", b"no GGUF file")
     folder = str(house.gguf("b.gguf").parent)
     done = house.lares("import", "--from", folder, "--all")
@@ -137,7 +103,7 @@ def test_one_that_fails_does_not_hold_up_the_others(house: House) -> None:
     assert "UNSUPPORTED_FORMAT" in alone.stderr
 
 
-def test_a_name_that_fits_nothing_or_several_is_refused(house: House) -> None:
+def test_a_name_that_fits_nothing_or_several_is_refused(house: ImportHouse) -> None:
     parts = house.gguf("m-00001-of-00002.gguf")
     nothing = house.lares("import", "nothing")
     assert (nothing.exit_code, "SOURCE_NOT_FOUND" in nothing.stderr) == (1, True)
@@ -153,13 +119,13 @@ def test_a_name_that_fits_nothing_or_several_is_refused(house: House) -> None:
     assert "say which" in several.stderr
 
 
-def test_a_file_may_be_called_what_a_console_would_read(house: House) -> None:
+def test_a_file_may_be_called_what_a_console_would_read(house: ImportHouse) -> None:
     file = house.gguf("[bold]x.gguf")
     listed = house.lares("import", "--from", str(file.parent))
     assert f"file:{file}" in listed.stdout
 
 
-def test_ctrl_c_pauses_and_the_same_command_goes_on(house: House) -> None:
+def test_ctrl_c_pauses_and_the_same_command_goes_on(house: ImportHouse) -> None:
     file = house.gguf("one.gguf")
     os.truncate(file, 4 * 1024**3)  # Long to read, and nothing on the disk.
     arguments = ["--grpc", house.grpc, "import", "one", "--from", str(file.parent)]

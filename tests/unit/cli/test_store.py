@@ -1,76 +1,45 @@
 """`lares df`, `gc`, `cleanup` and `validate` against a registry and a downloader in a process of their own."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from typer.testing import CliRunner, Result
 
-from cli.main import app
 from cli.store import age_text, resource_of
 from services.kit.errors import InvalidReference
+from tests.unit.cli.house import MAIN, House, serving
 from tests.unit.services.downloader.wheels import gguf_bytes
 
 MODEL = gguf_bytes() + bytes(50_000)
-MAIN = "from cli.main import main; main()"
 
 
-@dataclass
-class House:
-    home: Path
-    grpc: str
-
-    def lares(self, *arguments: str, answer: str = "") -> Result:
-        return CliRunner().invoke(app, ["--grpc", self.grpc, *arguments], input=answer)
-
-    def json(self, *arguments: str) -> Any:
-        done = self.lares(*arguments, "--json")
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
-
+class StoreHouse(House):
     def pull(self, content: bytes = MODEL) -> None:
         """The model `m`; other content becomes another version of it."""
-        file = self.home / "m.gguf"
+        file = self.folder / "m.gguf"
         file.write_bytes(content)
         done = self.lares("pull", f"file:{file}")
         assert done.exit_code == 0, done.output
 
     def damage(self) -> Path:
         """Zero the one blob that is there."""
-        (blob,) = [path for path in (self.home / "store" / "blobs").rglob("*") if path.is_file()]
+        (blob,) = [path for path in (self.folder / "store" / "blobs").rglob("*") if path.is_file()]
         blob.chmod(0o644)
         blob.write_bytes(bytes(blob.stat().st_size))
         return blob
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.contract.downloader_process", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
-    )
-    assert process.stdout is not None
-    try:
-        # Its log comes before its address.
-        address = next(line.strip() for line in process.stdout if line.startswith("127.0.0.1:"))
-        yield House(tmp_path, address)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+def house(tmp_path: Path) -> Iterator[StoreHouse]:
+    with serving(tmp_path) as address:
+        yield StoreHouse(tmp_path, address)
 
 
-def test_df_tells_what_the_store_holds(house: House) -> None:
+def test_df_tells_what_the_store_holds(house: StoreHouse) -> None:
     house.pull()
     usage = house.json("df")
     assert usage["referenced"] == {"count": 1, "size_bytes": len(MODEL)}
@@ -83,8 +52,8 @@ def test_df_tells_what_the_store_holds(house: House) -> None:
     assert "without a limit" in printed
 
 
-def test_gc_tells_why_before_anything_goes(house: House) -> None:
-    left_over = house.home / "store" / "ingest" / "left-over"
+def test_gc_tells_why_before_anything_goes(house: StoreHouse) -> None:
+    left_over = house.folder / "store" / "ingest" / "left-over"
     left_over.mkdir()
     (left_over / "0.part").write_bytes(bytes(5000))
     told = house.json("gc", "--dry-run")
@@ -98,7 +67,7 @@ def test_gc_tells_why_before_anything_goes(house: House) -> None:
     assert not left_over.exists()
 
 
-def test_cleanup_asks_first_and_keeps_the_newest(house: House) -> None:
+def test_cleanup_asks_first_and_keeps_the_newest(house: StoreHouse) -> None:
     house.pull()
     house.pull(MODEL + b"2")
     told = house.json("cleanup", "--keep", "1", "--dry-run")
@@ -117,7 +86,7 @@ def test_cleanup_asks_first_and_keeps_the_newest(house: House) -> None:
     assert "'nothing' is not here" in wrong.stderr
 
 
-def test_validate_finds_and_repairs_what_is_damaged(house: House) -> None:
+def test_validate_finds_and_repairs_what_is_damaged(house: StoreHouse) -> None:
     house.pull()
     assert house.json("validate")["summary"]["num_good"] == 1
     blob = house.damage()
@@ -135,7 +104,7 @@ def test_validate_finds_and_repairs_what_is_damaged(house: House) -> None:
     assert "MODEL_NOT_FOUND" in wrong.stderr
 
 
-def test_ctrl_c_ends_a_validation_here_and_there(house: House) -> None:
+def test_ctrl_c_ends_a_validation_here_and_there(house: StoreHouse) -> None:
     house.pull()
     with subprocess.Popen(
         [sys.executable, "-c", MAIN, "--grpc", house.grpc, "validate", "--max-bytes-per-second", "1"],

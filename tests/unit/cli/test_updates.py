@@ -1,42 +1,20 @@
 """`lares ensure`, `updates` and `rollback`, and the options of `pull`, against a registry and a downloader in a process
 of their own."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from cli.main import app
 from cli.pulling import pull_options
 from cli.updates import rollback_target
 from lares.registry.v1 import registry_pb2
 from services.kit.errors import FailedPrecondition, InvalidArgument, VersionNotFound
+from tests.unit.cli.house import House, serving
 from tests.unit.services.downloader.wheels import gguf_bytes
 
-MAIN = "from cli.main import main; main()"
 FOLDER = {"m.gguf": gguf_bytes(), "notes.txt": b"x", "run.py": b"", "onnx/m.txt": b"y"}
-
-
-@dataclass
-class House:
-    folder: Path
-    grpc: str
-
-    def lares(self, *arguments: str) -> Result:
-        return CliRunner().invoke(app, ["--grpc", self.grpc, *arguments])
-
-    def json(self, *arguments: str) -> Any:
-        done = self.lares(*arguments, "--json")
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
 
 
 @pytest.fixture
@@ -45,33 +23,8 @@ def house(tmp_path: Path) -> Iterator[House]:
         file = tmp_path / "repo" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            MAIN,
-            "serve",
-            "registry",
-            "downloader",
-            f"--home={tmp_path}",
-            "--grpc=127.0.0.1:0",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
-            "LARES_DOWNLOADER_REQUIRED": f"file:{tmp_path / 'repo'}",
-        },
-    )
-    assert process.stdout is not None
-    try:
-        ready = next(line.strip() for line in process.stdout if line.startswith("lares ready"))
-        yield House(tmp_path / "repo", ready.rpartition("grpc=")[2])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+    with serving(tmp_path, LARES_DOWNLOADER_REQUIRED=f"file:{tmp_path / 'repo'}") as address:
+        yield House(tmp_path / "repo", address)
 
 
 def test_pull_takes_patterns_a_priority_and_a_timeout(house: House) -> None:

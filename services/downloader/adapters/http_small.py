@@ -20,8 +20,8 @@ from services.downloader.adapters.http_client import MAX_REDIRECTS, HttpClient
 from services.downloader.adapters.http_connection import Abort, TryAgain
 from services.downloader.adapters.http_pipeline import Pipeline, Reply
 from services.downloader.core.sources import RemoteFile
-from services.downloader.core.urls import follow, origin_of
-from services.kit.errors import DiskFull, LaresError
+from services.downloader.core.urls import follow, origin_of, shown_url
+from services.kit.errors import DiskFull, LaresError, SourceUnavailable
 from services.kit.unbroken import see_through
 
 _MAX_THREADS: Final = 8
@@ -180,7 +180,10 @@ class _Worker:
         return None
 
     def _take(self, wanted: _Wanted, reply: Reply) -> None:
-        """Keep it, if it is what was promised, or ask again where it is said to be."""
+        """Keep it, if it is what was promised, or ask again where it is said to be. Raises TryAgain for a refusal."""
+        if reply.status >= 400:
+            # Perhaps of all that is asked so fast: what that means, and for how long, is not for here.
+            raise TryAgain(SourceUnavailable(f"{shown_url(wanted.url)} answers HTTP {reply.status}"))
         if reply.location and wanted.num_redirects < MAX_REDIRECTS:
             url = follow(wanted.url, reply.location)
             self._waiting.append(replace(wanted, url=url, num_redirects=wanted.num_redirects + 1))

@@ -138,6 +138,21 @@ async def test_a_redirect_in_a_circle_ends(tmp_path: Path) -> None:
         assert came == set()
 
 
+async def test_a_server_that_has_had_enough_is_left_alone(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def tired(path: str, number: int) -> bytes:
+        asked.append(path)
+        if len(asked) <= 20:
+            return honest(path)
+        return b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\nContent-Length: 0\r\n\r\n"
+
+    async with fetched(tired, tmp_path) as (came, _):
+        assert len(came) == 20
+    # What was sent ahead when the first refusal came, and no more.
+    assert len(asked) < 60
+
+
 BROKEN = {
     "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 507\r\nContent-Length: 5\r\n\r\n",
     "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 507\r\n\r\n5\r\nabcde\r\n",

@@ -183,6 +183,7 @@ class _Worker:
         """Keep it, if it is what was promised, or ask again where it is said to be. Raises TryAgain for a refusal."""
         if reply.status >= 400:
             # Perhaps of all that is asked so fast: what that means, and for how long, is not for here.
+            self._waiting.clear()
             raise TryAgain(SourceUnavailable(f"{shown_url(wanted.url)} answers HTTP {reply.status}"))
         if reply.location and wanted.num_redirects < MAX_REDIRECTS:
             url = follow(wanted.url, reply.location)

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -206,7 +207,7 @@ async def test_a_small_download_does_not_write_into_a_link_that_was_left(
     before = as_it_is(theirs)
     async with serving(whole(b"small")) as server:
         client = HttpClient(limits=HttpLimits())
-        file = RemoteFile("small", f"{server.url}/small", 5)
+        file = RemoteFile("small", f"{server.url}/small", 5, hashlib.sha256(b"small").hexdigest())
         assert (await fetch_small(client, {target: file}, lambda path: None)).keys() == {target}
         await client.close()
     assert target.read_bytes() == b"small"

@@ -119,7 +119,7 @@ class Fetching:
         for number, digest in digests.items():
             if digest in sizes:
                 blob = Blob(digest, sizes[digest])
-                with contextlib.suppress(CorruptBlob):
+                with contextlib.suppress(CorruptBlob):  # It is brought anew, which repairs it.
                     await self._blobs.store.verify(blob)
                     self._found(number, blob)
 

@@ -125,7 +125,7 @@ async def test_time_in_the_queue_does_not_count(house: House) -> None:
     loop = asyncio.get_running_loop()
     # The loop's clock is past its time, and it is still waiting.
     now = loop.time
-    loop.time = lambda: now() + 3600  # type: ignore[method-assign]
+    loop.time = lambda: now() + 3600  # type: ignore[method-assign]  # For this test alone.
     await asyncio.sleep(0)
     assert (await jobs.get(waiting.id)).state is DownloadState.QUEUED
     house.source.go.set()
